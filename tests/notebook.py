@@ -1,0 +1,45 @@
+"""Load what the notebook defines, without running it.
+
+`load()` takes from all code cells the imports, functions, classes and constants (an assignment to one upper-case name of
+three or more letters) and runs them, in order, in a fresh module. Tests, the benchmark and readers use the result like any module.
+"""
+import ast
+import json
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PATH = ROOT / "guppylm.ipynb"
+
+
+def cells(path=PATH):
+    """The cells of the notebook, each a dict, with its source as one string under "text"."""
+    return [cell | {"text": "".join(cell["source"])} for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]]
+
+
+def printed(path=PATH):
+    """All that the stored run printed, as one string, without the codes that colour it."""
+    import re
+    outputs = (output for cell in cells(path) if cell["cell_type"] == "code" for output in cell["outputs"])
+    text = "\n".join("".join(output.get("text", []) or output.get("data", {}).get("text/plain", [])) for output in outputs)
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def is_definition(node):
+    """Is this statement an import, a function, a class or a constant?"""
+    if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id.isupper() and len(node.targets[0].id) >= 3
+    return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+
+
+def load(path=PATH):
+    """A module with the notebook's definitions."""
+    import sys
+    module = types.ModuleType("guppylm")
+    sys.modules["guppylm"] = module                                  # dataclasses look their module up there
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            tree = ast.parse(cell["text"])
+            tree.body = [node for node in tree.body if is_definition(node)]
+            exec(compile(tree, str(path), "exec"), module.__dict__)
+    return module

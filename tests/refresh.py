@@ -1,0 +1,93 @@
+"""Run the notebook from top to bottom, keep its outputs, and copy what it printed into section 0 and the README.
+
+python tests/refresh.py           runs it (about a quarter of an hour on two cores) and then copies
+python tests/refresh.py --copy    only copies from the outputs that are stored
+"""
+import json
+import re
+import sys
+
+import nbformat
+import notebook
+from nbclient import NotebookClient
+
+ROADS = {"2 data": ("a script of 480 lines", "60,000 conversations"), "3-4 tokens": ("their text", "a vocabulary of 1,200 tokens"),
+         "5 batches": ("tokens", "rows of one length, marks for what counts"), "6 yardsticks": ("tokens", "losses that mean something"),
+         "7-8 model": ("nothing but random numbers", "a transformer that is proved, not trained"), "9 training": ("model and batches", "a model that speaks"),
+         "10 sampling": ("logits", "words"), "11 exam": ("prompts it never saw", "four scores"), "12 inside": ("a made-up word", "the head that copies it"),
+         "13 save, talk": ("weights", "files, and a chat")}
+
+
+def run():
+    document = nbformat.read(notebook.PATH, as_version=4)
+    NotebookClient(document, timeout=None, resources={"metadata": {"path": str(notebook.ROOT)}}).execute()
+    for cell in document.cells:
+        cell.metadata.pop("execution", None)
+        outputs = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":                       # a progress bar is its last line
+                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+                if outputs and outputs[-1].get("name") == output.name:
+                    outputs[-1].text += output.text
+                    continue
+            outputs.append(output)
+        for output in outputs:
+            if output.output_type == "stream":
+                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+        if "outputs" in cell:
+            cell.outputs = outputs
+    document.metadata.pop("widgets", None)
+    write(document)
+
+
+def write(document):
+    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    notebook.PATH.write_text(text, encoding="utf-8")
+
+
+def numbers(printed, name, column=-1):
+    """The value in a printed table row that begins with `name`."""
+    return re.search(rf"^{re.escape(name)}\s{{2,}}(.*)$", printed, re.M)[1].split("  ")[column].strip()
+
+
+def transcript(printed, count):
+    return re.findall(r"^you>.*\nguppy>.*$", printed, re.M)[:count]
+
+
+def road_map(printed):
+    rows = [f"| {name} | {before} | {after} | {numbers(printed, name)} |" for name, (before, after) in ROADS.items()]
+    chat = "\n\n".join(transcript(printed, 5))
+    device = re.search(r"^(cuda|mps|cpu), .*", printed, re.M)[0]
+    return "\n".join(["| section | goes in | comes out | seconds |", "|---|---|---|---|", *rows, "",
+                      f"Seconds are those of the run stored here (`{device.split(', seed')[0]}`). Its fish, at the end:", "", "```", chat, "```"])
+
+
+def results(printed):
+    scores = ["| exam | our fish | the grammar itself |", "|---|---|---|",
+              *(f"| {name} | {numbers(printed, name, 0)} | {numbers(printed, name)} |" for name in ("seen", "unseen", "copy", "new"))]
+    losses = ["| nats per reply token | |", "|---|---|"]
+    for name in ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself"):
+        losses.append(f"| {name} | {re.findall(rf'^{re.escape(name)} .*?([0-9.]+)', printed, re.M)[-1]} |")
+    return "\n".join(["```", "\n\n".join(transcript(printed, 6)), "```", "", *scores, "", *losses])
+
+
+def replace(text, new):
+    start, end = text.index("<!-- stored-run"), text.index("<!-- end -->")
+    return text[:text.index("-->", start) + 3] + "\n" + new + "\n" + text[end:]
+
+
+def copy():
+    printed = notebook.printed()
+    document = nbformat.read(notebook.PATH, as_version=4)
+    for cell in document.cells:
+        if "<!-- stored-run" in cell.source and cell.cell_type == "markdown":
+            cell.source = replace(cell.source, road_map(printed))
+    write(document)
+    readme = notebook.ROOT / "README.md"
+    readme.write_text(replace(readme.read_text(encoding="utf-8"), results(printed)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "--copy" not in sys.argv:
+        run()
+    copy()

@@ -1,0 +1,206 @@
+"""The grammar against itself: exact probabilities against samples, the split, the linter."""
+import hashlib
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import notebook
+import pytest
+
+HEAD = "! alphabet abcdefghijklmnopqrstuvwxyz ?.,\n"
+SCRIPTS = {
+    "one text, many derivations": HEAD + """@x = a | aa | aaa
+# t: say @x@y:x? | b @x | @x( a)( aa)
+< @x(a)[a|aa] | [a|aa]@x + @y:x | b |
+< [a|aa] + (a)(aa)(b) + a |
+""",
+    "decoration, slips and slots that read a prompt in several ways": HEAD + """~ (a )((a ))*( c)(( c))
+~ you = u | aa = a
+@w = b | b b | b b b
+@v* = cat | dog | emu | owl | yak | bee
+# t: you @w @z:w | aa b you | do you @w( b)
+< @w @z:w | @z:w(b) + u[a|b|(a)b]
+# s: i have a @v | my @v @w | look, @v
+< @v | @v, @v + @w |
+""",
+    "parts of a topic with replies of their own": HEAD + """@n* = ann | bob | cat | dan | eve | fay
+@m = ann | an
+# t: i am @n | call me @n
+< hi @n | @n + @m | @m@m
+# t x2: who am i | who is ann | who is @m@k:m
+< you are @m | you are @n |
+< an(n)(ann)
+""",
+}
+
+
+def conversations(nb, persona, topic, n, seed=0):
+    rng, wordings = random.Random(seed), list(persona.topics[topic].wordings)
+    return [nb.converse(persona, topic, wordings, rng) for _ in range(n)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_log_prob_is_a_distribution_and_agrees_with_samples(nb, script):
+    persona = nb.parse_persona(script)
+    for topic in persona.topics:
+        samples = conversations(nb, persona, topic, 200_000 // len(persona.topics))
+        replies, prompts = sorted({c.reply for c in samples}), Counter(c.prompt for c in samples)
+        pairs = Counter((c.prompt, c.reply) for c in samples)
+        for prompt, n in prompts.most_common(12):
+            p = {reply: math.exp(nb.log_prob(persona, topic, prompt, reply)) for reply in replies}
+            assert abs(sum(p.values()) - 1) < 1e-9, prompt
+            for reply in replies:
+                expected, spread = n * p[reply], math.sqrt(n * p[reply] * (1 - p[reply]))
+                assert abs(pairs[prompt, reply] - expected) <= 5 * spread + 1e-6, (prompt, reply)
+
+
+def test_the_test_scripts_are_ambiguous(nb):
+    """Texts with several derivations must exist, or the test above would not test what it says."""
+    persona = nb.parse_persona(SCRIPTS["one text, many derivations"])
+    replies = next(iter(persona.topics["t"].wordings.values()))[1]
+    texts = Counter(text for reply in replies for text in nb.all_texts(persona, reply))
+    assert max(texts.values()) >= 5
+
+
+def test_one_changed_word_is_impossible(nb, persona, dataset):
+    for c in dataset["val"][:200]:
+        words = c.reply.split()
+        for i in range(0, len(words), 5):
+            changed = " ".join([*words[:i], "quux", *words[i + 1:]])
+            assert nb.log_prob(persona, c.topic, c.prompt, changed) == -math.inf
+        assert nb.log_prob(persona, c.topic, c.prompt, c.reply) > -math.inf
+        assert nb.log_prob(persona, c.topic, c.prompt, c.reply + " ") == -math.inf
+
+
+def test_the_copied_word_must_be_the_users(nb):
+    persona = nb.parse_persona(SCRIPTS["parts of a topic with replies of their own"])
+    assert nb.log_prob(persona, "t", "i am zoe", "hi zoe ann") == pytest.approx(math.log(1 / 2 * 1 / 2 * 1 / 2))
+    assert nb.log_prob(persona, "t", "i am zoe", "hi ann ann") == -math.inf
+    assert nb.log_prob(persona, "t", "I am ZOE", "hi zoe ann") > -math.inf, "a prompt is normalised before it is read"
+
+
+def test_free_prompts(nb):
+    """A prompt that is no wording leaves slots free; a copied slot may be any one word of the prompt."""
+    persona = nb.parse_persona(SCRIPTS["parts of a topic with replies of their own"])
+    prompt = "well now, zoe is what they say"
+    possible = {reply for c in conversations(nb, persona, "t", 20_000) for reply in [c.reply]}
+    possible |= {r.replace("ann", word) for r in possible for word in ("well", "now", "zoe", "is", "what", "they", "say")}
+    shapes = {f"{start}{word} {end}" for word in nb.WORD.findall(prompt) + persona.pools["n"] for start in ("hi ", "", "you are ")
+              for end in ("ann", "an", "annann", "annan", "anann", "anan")}
+    shapes |= {f"you are {word}" for word in nb.WORD.findall(prompt) + persona.pools["n"]}
+    total = sum(math.exp(nb.log_prob(persona, "t", prompt, reply)) for reply in possible | shapes)
+    assert total == pytest.approx(1, abs=1e-9)
+    assert nb.log_prob(persona, "t", prompt, "hi zoe ann") > -math.inf
+    assert nb.log_prob(persona, "t", prompt, "hi other ann") == -math.inf
+
+
+def test_split_is_by_wording(nb, persona, dataset):
+    assert {name: len(cs) for name, cs in dataset.items()} == {"train": 57_000, "val": 1_500, "unseen": 1_500}
+    said = {name: {nb.bare(persona, c.prompt) for c in cs} for name, cs in dataset.items()}
+    assert not said["unseen"] & said["train"] and not said["unseen"] & said["val"]
+    assert not {c[:2] for c in dataset["val"]} & {c[:2] for c in dataset["train"]}
+    for name, topic in persona.topics.items():
+        held = nb.held_out(topic.wordings)
+        assert len(held) == max(1, len(topic.wordings) // 6)
+        for wording in held:                                         # no trace of a held-out wording in training, decorated or not
+            some = {nb.bare(persona, text) for text in nb.all_texts(persona, nb.parse_template(wording))}
+            assert not some & said["train"], (name, wording)
+
+
+def test_kept_words_and_made_up_words_stay_where_they_belong(nb, persona, dataset):
+    around, mended = nb.bare_tables(persona.decoration, tuple(persona.slips.items()))
+    known = around | set(mended) | {word for topic in persona.topics.values() for wording in topic.wordings
+                                    for text in nb.all_texts(persona, nb.parse_template(wording)) for word in nb.plain(text).split()}
+    strange = {name: {word for c in cs for word in nb.plain(c.prompt).split()} - known for name, cs in dataset.items()}
+    assert len(strange["train"]) > 3_000, "half of the words that users bring to training are made up"
+    assert not strange["val"] and not strange["unseen"], "made-up words occur in train only"
+    for pool, kept in persona.kept.items():
+        assert kept and not set(kept) & set(persona.pools[pool])
+
+
+def digest(dataset):
+    return hashlib.sha256(repr([tuple(map(tuple, cs)) for cs in dataset.values()]).encode()).hexdigest()
+
+
+def test_dataset_is_the_same_in_every_process(nb, persona):
+    here = digest(nb.make_dataset(persona, 5_000, seed=3))
+    code = "import notebook, test_grammar as t; nb = notebook.load(); print(t.digest(nb.make_dataset(nb.parse_persona(nb.GUPPY), 5_000, seed=3)))"
+    for hash_seed in ("1", "2"):
+        there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=notebook.ROOT / "tests",
+                               env=os.environ | {"PYTHONHASHSEED": hash_seed}).stdout.strip()
+        assert there == here
+    assert digest(nb.make_dataset(persona, 5_000, seed=4)) != here
+
+
+def test_nothing_to_train_on(nb, persona):
+    with pytest.raises(ValueError, match="larger than 3,000"):
+        nb.make_dataset(persona, 3_000)
+
+
+GOOD = HEAD + """~ ((hey ))*
+~ you = u
+@food = peas | rice
+@name* = ann | bob | cat | dan | eve | fay
+# hello: hello | good day | are you in
+< hi. | yes. + have @food.
+# who: i am @name | call me @name | it is me, @name
+< hi @name.
+"""
+FAULTS = {
+    "unknown slot": ("have @food", "have @drink", "line 7: .*@drink"),
+    "unused slot": ("have @food", "have fun", "line 4: .*never used"),
+    "duplicate alternative": ("< hi. | yes.", "< hi. | hi.", "line 7: 'hi.' stands twice"),
+    "duplicate inside brackets": ("good day", "good [day|day]", "line 6: an alternative stands twice"),
+    "duplicate word in a pool": ("peas | rice", "peas | peas", "line 4: 'peas' stands twice"),
+    "outside the alphabet": ("< hi.", "< hí.", "line 7: 'í' is not in the alphabet"),
+    "fewer than three wordings": (" | it is me, @name", "", "line 8: topic who needs 3 wordings"),
+    "no reply": ("< hi @name.\n", "", "line 8: topic who needs"),
+    "bracket not closed": ("good day", "good [day", "line 6: a bracket is not closed"),
+    "bracket never opened": ("good day", "good day]", "line 6: a bracket was never opened"),
+    "bar outside brackets": ("good day", "good|day", "line 6: a bracket is not closed, or a bar"),
+    "no sign": ("# who", "who", "line 8: a line begins with one of"),
+    "reply before any topic": ("@food = peas", "< hello\n@food = peas", "line 4: "),
+    "two topics, one prompt": ("call me @name", "good day", "'good day' of who and 'good day' of hello"),
+    "two topics, one prompt but for decoration": ("call me @name", "hey good, day", "of who and 'good day' of hello"),
+    "weight that is no number": ("# who:", "# who xmany:", "line 8: "),
+}
+
+
+@pytest.mark.parametrize("old,new,message", FAULTS.values(), ids=FAULTS)
+def test_linter_names_the_fault(nb, old, new, message):
+    nb.parse_persona(GOOD)
+    assert old in GOOD
+    with pytest.raises(ValueError, match=message):
+        nb.parse_persona(GOOD.replace(old, new, 1))
+
+
+def test_linter_warns_of_thin_topics(nb, capsys):
+    nb.parse_persona(GOOD)
+    assert "topic hello has 3 wordings" in capsys.readouterr().out
+    nb.parse_persona(nb.GUPPY)
+    assert "warning" not in capsys.readouterr().out
+
+
+CYRILLIC = """! alphabet абвгдеёжзийклмнопрстуфхцчшщъыьэюя ,.?!
+! demo привет
+~ ((эй ))*
+~ ? =
+@name* = анна | борис | вера | глеб | дарья | егор
+# hello: привет | добрый день | ты здесь?
+< привет. | я здесь. + как дела? |
+# who: меня зовут @name | я @name | это я, @name
+< привет, @name!
+"""
+
+
+def test_a_persona_in_another_script(nb):
+    persona = nb.parse_persona(CYRILLIC)
+    dataset = nb.make_dataset(persona, 4_000)
+    for c in dataset["train"][:500]:
+        assert nb.log_prob(persona, c.topic, c.prompt, c.reply) > -math.inf
+        if c.topic == "who":
+            assert set(nb.WORD.findall(c.reply)[1:]) <= set(nb.WORD.findall(c.prompt))
+    assert any(set(c.prompt) - set("abcdefghijklmnopqrstuvwxyz ") for c in dataset["train"])

@@ -1,0 +1,50 @@
+"""What README and section 0 say of a run is what the stored run printed."""
+import re
+
+import notebook
+
+README = (notebook.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def squeezed(text):
+    return re.sub(r"[ \t]+", " ", text)
+
+
+def test_two_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    assert [len(block.strip().splitlines()) for block in blocks[:2]] == [1, 1]
+
+
+def stored_parts():
+    section = next(c["text"] for c in notebook.cells() if "<!-- stored-run" in c["text"])
+    for text in (README, section):
+        yield text[text.index("<!-- stored-run"):text.index("<!-- end -->")]
+
+
+def test_transcripts_are_those_of_the_stored_run():
+    printed = squeezed(notebook.printed())
+    for part in stored_parts():
+        lines = [squeezed(line) for line in part.splitlines() if re.match(r"(you|guppy)> ", line)]
+        assert len(lines) >= 6
+        for line in lines:
+            assert line in printed.splitlines(), line
+
+
+def test_numbers_are_those_of_the_stored_run():
+    """In the tables between the marks, every number in a column of ours stands in a line of output that begins with the row's name."""
+    printed = squeezed(notebook.printed()).splitlines()
+    for part in stored_parts():
+        checked = 0
+        for row in re.findall(r"^\|(.*)\|$", part, re.M)[2:]:
+            name, *values = [value.strip() for value in row.split("|")]
+            ours = [value for value in values if re.fullmatch(r"\*?[\d.,]+( s|%)?\*?", value)][:1]
+            for value in ours:
+                number = value.strip("*").removesuffix(" s")
+                assert any(line.startswith(name) and number in line.split() for line in printed), (name, number)
+                checked += 1
+        assert checked >= 4
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)|src=\"(?!https?:)([^\"]+)\"", README):
+        assert (notebook.ROOT / "".join(target)).exists(), target
