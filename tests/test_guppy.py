@@ -4,7 +4,6 @@ import re
 import time
 
 import notebook
-import pytest
 
 TOPICS = """greetings, feelings, temperature, food, light, water, tank, noise, night, loneliness, bubbles, glass, reflection, breathing,
 swimming, colors, taste, plants, filter, algae, snails, scared, excited, bored, curious, happy, tired, outside, cats, rain, seasons, music,
@@ -24,7 +23,7 @@ def test_size_of_the_script(nb, persona):
 
 
 def test_activities(persona):
-    assert len(persona.pools["doing"]) >= 25 or pytest.fail(f"{len(persona.pools['doing'])} activities")
+    assert len(persona.pools["doing"]) >= 25
 
 
 def test_replies_repeat_the_users_word_in_six_topics(nb, persona):
@@ -58,11 +57,11 @@ SLIPS = {
     "no space after a mark": r"[a-z][.,?!][a-z]",
     "space before a mark": r" [.,?!]",
     "two spaces, or one at an end": r"  |^ | $",
-    "plural with a singular verb": rf"\b({PLURAL}) (is|was|has|does|makes|tastes|would likes)\b",
+    "plural with a singular verb": rf"(?<!ing )(?<!ing my )\b({PLURAL}) (is|was|has|does|makes|tastes|would likes)\b",
     "singular with a plural verb": r"\b(he|she|it|the \w+|this \w+) (are|have|am|do)\b(?! not need)",
     "i with another's verb": r"(^|[.?!,] |\band )i (is|are|has|does|likes|wants|were)\b",
     "a number with a singular": r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|forty) (?!fish\b|big\b|small\b|more\b|"
-                                r"of\b|o'clock\b|times\b|or\b|is\b|plus\b|flakes\b|years\b|proud\b)[a-z]*[^s\W](?=[ .,?!]|$)",
+                                r"of\b|o'clock\b|or\b|is\b|plus\b|proud\b|out\b|live\b|nose prints\b)[a-z]*[^s\W](?=[ .,?!]|$)",
     "no mark at the end": r"[a-z]$",
     "a capital, or a sign of the notation": r"[A-Z@\[\]()|<>+*]",
 }

@@ -138,7 +138,7 @@ def test_unknown_precision(nb, small):
 
 def test_stopping_by_hand_keeps_the_model(nb, small, monkeypatch, capsys):
     persona, dataset, tokenizer = small
-    calls, true_rate = [], nb.learning_rate
+    true_rate = nb.learning_rate
 
     def stop_in_step_25(recipe, step):
         if step == 25:
