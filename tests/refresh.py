@@ -46,8 +46,8 @@ def write(document):
 
 
 def numbers(printed, name, column=-1):
-    """The value in a printed table row that begins with `name`."""
-    return re.search(rf"^{re.escape(name)}\s{{2,}}(.*)$", printed, re.M)[1].split("  ")[column].strip()
+    """The value in the last printed table row that begins with `name`."""
+    return re.findall(rf"^{re.escape(name)}\s{{2,}}(.*)$", printed, re.M)[-1].split("  ")[column].strip()
 
 
 def transcript(printed, count):
