@@ -23,21 +23,24 @@ def run():
     NotebookClient(document, timeout=None, resources={"metadata": {"path": str(notebook.ROOT)}}).execute()
     for cell in document.cells:
         cell.metadata.pop("execution", None)
-        outputs = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":                       # a progress bar is its last line
-                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
-                if outputs and outputs[-1].get("name") == output.name:
-                    outputs[-1].text += output.text
-                    continue
-            outputs.append(output)
-        for output in outputs:
-            if output.output_type == "stream":
-                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
-        if "outputs" in cell:
-            cell.outputs = outputs
+        if cell.cell_type == "code":
+            cell.outputs = clean(cell.outputs)
     document.metadata.pop("widgets", None)
     write(document)
+
+
+def clean(outputs):
+    """Streams in one piece, and of a progress bar its last state."""
+    kept = []
+    for output in outputs:
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+    return kept
 
 
 def write(document):

@@ -140,6 +140,13 @@ def test_nothing_to_train_on(nb, persona):
         nb.make_dataset(persona, 3_000)
 
 
+def test_a_script_that_says_too_little(nb):
+    """Every pair it can say is in val already: an error with advice, not an endless search for another."""
+    script = HEAD + "# a: one | two | three\n< yes. | no.\n# b: four | five | six\n< no. | never.\n"
+    with pytest.raises(ValueError, match="can say too little: .* add wordings, replies"):
+        nb.make_dataset(nb.parse_persona(script), 4_000)
+
+
 GOOD = HEAD + """~ ((hey ))*
 ~ you = u
 @food = peas | rice
@@ -161,6 +168,7 @@ FAULTS = {
     "bracket not closed": ("good day", "good [day", "line 6: a bracket is not closed"),
     "bracket never opened": ("good day", "good day]", "line 6: a bracket was never opened"),
     "bar outside brackets": ("good day", "good|day", "line 6: a bracket is not closed, or a bar"),
+    "open pool that is too small": (" | eve | fay", "", "line 5: an open pool needs 6 words"),
     "no sign": ("# who", "who", "line 8: a line begins with one of"),
     "reply before any topic": ("@food = peas", "< hello\n@food = peas", "line 4: "),
     "two topics, one prompt": ("call me @name", "good day", "'good day' of who and 'good day' of hello"),

@@ -1,7 +1,6 @@
 """Model, loss, loop, sampling, exam and files, against torch, transformers, and each other."""
 import json
 import math
-import random
 
 import pytest
 import torch
@@ -222,11 +221,30 @@ def test_exam_of_the_grammar_and_of_noise(nb, small, tiny):
     assert nb.exam(tiny, tokenizer, persona, dataset, n=20).keys() == {"seen", "unseen", "copy", "new"}
 
 
-def test_a_model_that_copies_passes(nb, persona, dataset):
-    papers = nb.exam_papers(persona, dataset, 50)
-    assert len({c.topic for score, _, c in papers if score == "copy"}) >= 4
-    legal = [nb.converse(persona, c.topic, list(persona.topics[c.topic].wordings), random.Random(0)) for _, _, c in papers]
-    assert all(c.topic == paper[2].topic for c, paper in zip(legal, papers))
+def test_exam_of_a_persona_without_words_to_copy(nb):
+    persona = nb.parse_persona("""! alphabet abcdefghijklmnopqrstuvwxyz .,?
+@x = tea | milk | soup | rice | bread | beans | salt | honey
+# a: what is there? | any news? | so what? | who has it? | more | less
+< there is @x and @y:x. | @x. + no @z:x, no @x. | take @v:x. |
+# b: hello | good day | nice hat | well met | there you are | morning
+< @x for you. + and @y:x for @z:x. | eat @w:x. |
+""")
+    dataset = nb.make_dataset(persona, 3_500)
+    papers = nb.exam_papers(persona, dataset, 30)
+    scores, passed = nb.mark(persona, dataset, papers, [c.reply for _, _, c in papers])
+    assert scores["seen"] == scores["unseen"] == 1 and math.isnan(scores["copy"]) and all(passed)
+
+
+def test_the_copy_exam_of_guppy(nb, persona, dataset):
+    papers = [paper for paper in nb.exam_papers(persona, dataset, 300) if paper[0] == "copy"]
+    assert len(papers) == 300 and len({c.topic for _, _, c in papers}) >= 6
+    held = {name: set(nb.held_out(topic.wordings)) for name, topic in persona.topics.items()}
+    trained = {nb.bare(persona, c.prompt.replace(word, "@")) for _, word, c in papers}
+    assert all(word in nb.WORD.findall(c.prompt) and word in nb.WORD.findall(c.reply) for _, word, c in papers)
+    for name, wordings in held.items():                              # none of its wordings is held out: it tests copying alone
+        for wording in wordings:
+            slots = nb.re.sub(r"@\w+(:\w+)?", "@", wording)
+            assert nb.bare(persona, slots) not in trained or "@" not in slots
 
 
 def test_save_and_load(nb, small, tiny, tmp_path):
