@@ -66,6 +66,22 @@ def test_too_long_for_the_context(tiny):
         tiny(torch.zeros(1, 129, dtype=torch.long))
 
 
+def test_logits_of_some_places_alone(tiny):
+    ids, keep = torch.randint(300, (3, 20)), torch.tensor([0, 7, 21, 59])
+    torch.testing.assert_close(tiny(ids, keep), tiny(ids).flatten(0, 1)[keep])
+
+
+def test_precision_of_devices(nb, monkeypatch):
+    for capability, precision in (((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        assert nb.pick_precision("cuda") == precision, "a T4 says that it can do bfloat16, and only emulates it"
+    assert nb.pick_precision("mps") == "float32"
+    for fast, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(nb, "seconds_of", lambda dtype: 0.1 if fast and dtype == torch.bfloat16 else 0.2)
+        assert nb.pick_precision("cpu") == precision
+
+
 def test_loss_counts_the_reply_alone(nb, small, tiny):
     persona, dataset, tokenizer = small
     total = count = 0
@@ -147,7 +163,7 @@ def test_stopping_by_hand_keeps_the_model(nb, small, monkeypatch, capsys):
     model = fresh(nb, small)
     history = nb.train(model, tokenizer, dataset, nb.Recipe(steps=100, every=10, warmup=5))
     assert [h["step"] for h in history] == [10, 20] and not model.training
-    assert "stopped by hand in step 26" in capsys.readouterr().out
+    assert "stopped by hand after step 25" in capsys.readouterr().out
     assert isinstance(nb.chat("hello", model, tokenizer), str)
 
 
