@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -137,15 +138,27 @@ def reach(curve, loss):
     return None
 
 
+def to_readme(folder):
+    """Copy benchmark.csv and benchmark.png to assets/, and their table into the README."""
+    for name in ("benchmark.csv", "benchmark.png"):
+        shutil.copy(folder / name, notebook.ROOT / "assets")
+    path = notebook.ROOT / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split("<!-- benchmark: written by tests/benchmark.py --readme -->\n")
+    _, after = rest.split("<!-- benchmark end -->")
+    table = markdown(read_curves(folder / "benchmark.csv"))
+    path.write_text(f"{before}<!-- benchmark: written by tests/benchmark.py --readme -->\n{table}\n<!-- benchmark end -->{after}", encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=1_500, help="steps of the reference (its own run has 10,000)")
-    parser.add_argument("--ours-steps", type=int, help="steps of ours; two fifths of --steps if not given")
+    parser.add_argument("--ours-steps", type=int, help="steps of ours; seven tenths of --steps if not given")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="for both; what the device does fastest if not given")
     parser.add_argument("--minutes", type=float, default=0, help="stop each run after so many minutes of training")
     parser.add_argument("--data", help="a file of conversations, instead of the notebook's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readme", action="store_true", help="copy the table and the plot into the README and assets/")
     parser.add_argument("--out", default="out/benchmark", help="folder for benchmark.csv and benchmark.png")
     options = parser.parse_args()
     if options.steps < 20:
@@ -163,7 +176,7 @@ def main():
         val = dataset["val"][:500]
         floor = -sum(nb.log_prob(persona, *(c.topic, c.prompt, c.reply)) for c in val) / sum(
             sum(nb.encode_chat(tokenizer, c.prompt, c.reply)[1]) for c in val)
-    ours_steps = options.ours_steps or max(20, 2 * options.steps // 5)
+    ours_steps = options.ours_steps or max(20, 7 * options.steps // 10)
     print(f"{options.device}, {precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {options.seed}; "
           f"{len(dataset['train']):,} conversations to train on, floor {floor:.3f}")
     curves = {}
@@ -180,30 +193,56 @@ def main():
             train_ours(nb, model, tokenizer, dataset, recipe, clock)
         curves[name] = clock.curve
     report(curves, floor, Path(options.out))
+    if options.readme:
+        to_readme(Path(options.out))
+
+
+def targets(curves):
+    """The losses to be reached: {name: loss}."""
+    theirs = curves["reference"]
+    at = lambda share: theirs[min(len(theirs), max(1, round(share * len(theirs)))) - 1]["loss"]
+    return {"3": 3.0, "2": 2.0, "1": 1.0, "that of the reference after 20% of its steps": at(0.2), "after 50%": at(0.5), "after all": at(1.0)}
+
+
+def markdown(curves):
+    """The table of the README: seconds of training until a loss is reached, and their ratio."""
+    rows = ["| validation loss | nats | reference, s | ours, s | ratio |", "|---|---|---|---|---|"]
+    for name, loss in targets(curves).items():
+        a, b = reach(curves["reference"], loss), reach(curves["ours"], loss)
+        cell = lambda point: f"{point[0]:.0f}" if point else "never"
+        rows.append(f"| {name} | {loss:.2f} | {cell(a)} | {cell(b)} | {f'{a[0] / b[0]:.1f}' if a and b else ''} |")
+    return "\n".join(rows)
+
+
+def read_curves(path):
+    """The curves of a benchmark.csv: {recipe: [{seconds, step, tokens, loss}]}."""
+    curves = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row.pop("recipe"), []).append({name: float(value) for name, value in row.items()})
+    return curves
 
 
 def report(curves, floor, folder):
     """Tables, CSV, plot, and the ratio as the last line."""
-    theirs, ours = curves["reference"], curves["ours"]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "benchmark.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("recipe", "seconds", "step", "tokens", "loss"))
         writer.writerows((name, f"{p['seconds']:.1f}", p["step"], p["tokens"], f"{p['loss']:.4f}") for name, curve in curves.items() for p in curve)
+    curves = read_curves(folder / "benchmark.csv")
     print(f"\n{'recipe':12}{'steps':>8}{'seconds':>10}{'tokens':>12}{'tokens/s':>10}{'final loss':>12}{'excess':>9}")
     for name, curve in curves.items():
         end = curve[-1]
-        print(f"{name:12}{end['step']:8}{end['seconds']:10.1f}{end['tokens']:12,}{end['tokens'] / end['seconds']:10,.0f}"
+        print(f"{name:12}{end['step']:8,.0f}{end['seconds']:10.1f}{end['tokens']:12,.0f}{end['tokens'] / end['seconds']:10,.0f}"
               f"{end['loss']:12.3f}{end['loss'] - floor:9.3f}")
-    at = lambda share: theirs[min(len(theirs), max(1, round(share * len(theirs)))) - 1]["loss"]
-    targets = {"3.000": 3.0, "2.000": 2.0, "1.000": 1.0, "of the reference at 20% of its steps": at(0.2), "at 50%": at(0.5), "at 100%": theirs[-1]["loss"]}
-    print(f"\n{'to a loss ...':40}{'loss':>8}{'reference s':>13}{'tokens':>12}{'ours s':>10}{'tokens':>12}{'ratio':>8}")
+    print(f"\n{'until a validation loss of':46}{'nats':>8}{'reference s':>13}{'tokens':>12}{'ours s':>10}{'tokens':>12}{'ratio':>8}")
     ratio = math.nan
-    for name, loss in targets.items():
-        a, b = reach(theirs, loss), reach(ours, loss)
+    for name, loss in targets(curves).items():
+        a, b = reach(curves["reference"], loss), reach(curves["ours"], loss)
         ratio = a[0] / b[0] if a and b else math.nan
         show = lambda point: f"{point[0]:.1f}" if point else "never"
-        print(f"{name:40}{loss:8.3f}{show(a):>13}{a[1] if a else math.nan:12,.0f}{show(b):>10}{b[1] if b else math.nan:12,.0f}{ratio:8.2f}")
+        print(f"{name:46}{loss:8.3f}{show(a):>13}{a[1] if a else math.nan:12,.0f}{show(b):>10}{b[1] if b else math.nan:12,.0f}{ratio:8.2f}")
     import matplotlib.pyplot as plt
     plt.figure(figsize=(7, 3.6))
     for name, curve in curves.items():

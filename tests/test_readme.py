@@ -1,6 +1,7 @@
 """What README and section 0 say of a run is what the stored run printed."""
 import re
 
+import benchmark
 import notebook
 
 README = (notebook.ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,3 +49,9 @@ def test_numbers_are_those_of_the_stored_run():
 def test_every_link_to_a_file_leads_somewhere():
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)|src=\"(?!https?:)([^\"]+)\"", README):
         assert (notebook.ROOT / "".join(target)).exists(), target
+
+
+def test_the_benchmark_table_is_that_of_the_stored_curves():
+    curves = benchmark.read_curves(notebook.ROOT / "assets/benchmark.csv")
+    assert benchmark.markdown(curves) in README
+    assert curves["reference"][-1]["step"] == 1_500 and len(curves["ours"]) >= 20
