@@ -71,7 +71,9 @@ def results(printed):
     losses = ["| nats per reply token | |", "|---|---|"]
     for name in ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself"):
         losses.append(f"| {name} | {re.findall(rf'^{re.escape(name)} .*?([0-9.]+)', printed, re.M)[-1]} |")
-    return "\n".join(["```", "\n\n".join(transcript(printed, 6)), "```", "", *scores, "", *losses])
+    device = re.search(r"^(cuda|mps|cpu), .*", printed, re.M)[0].split(", seed")[0]
+    times = [f"| seconds of the stored run: {device} | |", "|---|---|", *(f"| {name} | {numbers(printed, name)} |" for name in ("9 training", "whole notebook"))]
+    return "\n".join(["```", "\n\n".join(transcript(printed, 6)), "```", "", *scores, "", *losses, "", *times])
 
 
 def replace(text, new):

@@ -1,0 +1,286 @@
+"""Part II: what is built by hand equals the real thing, on fresh random inputs and models."""
+import copy
+import math
+import random
+import re
+
+import notebook
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+
+def fresh_model(nb, seed, std=0.15, **kind):
+    """A small random fish whose weights are large enough to matter."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 300, "context": 48, "width": 48, "layers": 3, "heads": 4, "ffn": 80} | kind
+    model = nb.GuppyLM(nb.GuppyConfig(**sizes)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    return model
+
+
+def to_values(nb, tensor):
+    return [[nb.Value(x) for x in row] for row in tensor.tolist()]
+
+
+def assert_gradients(values, tensor):
+    assert np.allclose([[value.grad for value in row] for row in values], tensor.grad.numpy(), atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_value_on_random_expressions(nb, seed):
+    """Thirty random operations on random numbers, each result open to be used again: values and gradients are torch's."""
+    rng = random.Random(seed)
+    tensors = [torch.tensor(rng.uniform(-2, 2), dtype=torch.double, requires_grad=True) for _ in range(5)]
+    values = [nb.Value(t.item()) for t in tensors]
+    leaves, pool = list(zip(values, tensors)), list(zip(values, tensors))
+    operations = {"+": lambda x, y: x + y, "*": lambda x, y: x * y, "+ number": lambda x, y: 0.5 + x, "* number": lambda x, y: -1.5 * x,
+                  "power": lambda x, y: x ** 3, "quotient": lambda x, y: (x * x + 1.0) ** -1 * y, "log": lambda x, y: (x * x + 0.5).log(),
+                  "relu": lambda x, y: x.relu(), "exp": lambda x, y: ((x.relu() + 1.0) ** -1).exp()}
+    while len(pool) < 35:
+        (a, s), (b, t) = rng.choice(pool), rng.choice(pool)
+        operation = operations[rng.choice(sorted(operations))]
+        value, tensor = operation(a, b), operation(s, t)
+        if abs(tensor.item()) < 50:
+            assert value.data == pytest.approx(tensor.item(), rel=1e-9, abs=1e-12)
+            pool.append((value, tensor))
+    total, expected = sum((v for v, _ in pool[1:]), pool[0][0]), sum(t for _, t in pool)
+    total.backward()
+    expected.backward()
+    for value, tensor in leaves:
+        assert value.grad == pytest.approx(tensor.grad.item(), rel=1e-8, abs=1e-9)
+
+
+def test_value_survives_a_long_chain_and_a_leaf_alone(nb):
+    x = total = nb.Value(1.0)
+    for _ in range(20_000):
+        total = total + x
+    total.backward()
+    assert total.data == x.grad == 20_001
+    x = nb.Value(3.0)
+    x.backward()
+    assert x.grad == 1
+    y = nb.Value(2.0)
+    (y * y).backward()
+    assert y.grad == 4, "used twice in one product"
+
+
+@pytest.mark.parametrize("T,C", [(1, 2), (5, 3), (4, 6)])
+def test_a_layer_of_attention_and_relu_on_value(nb, T, C):
+    torch.manual_seed(T)
+    tensors = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in [(T, C)] + [(C, C)] * 5]
+    lists = [to_values(nb, t) for t in tensors]
+    result = nb.small_layer(*lists)
+    x, q, k, v, up, down = tensors
+    x = F.scaled_dot_product_attention((x @ q.T)[None], (x @ k.T)[None], (x @ v.T)[None], is_causal=True)[0]
+    expected = F.relu(x @ up.T) @ down.T
+    assert np.allclose([[value.data for value in row] for row in result], expected.detach().numpy())
+    weights = torch.randn(T, C, dtype=torch.double)
+    sum((value * w for row, ws in zip(result, weights.tolist()) for value, w in zip(row, ws)), nb.Value(0.0)).backward()
+    (expected * weights).sum().backward()
+    for values, tensor in zip(lists, tensors):
+        assert_gradients(values, tensor)
+
+
+def test_soft_and_dot(nb):
+    scores = [1e3, 1e3 - 2.0, -1e3]
+    assert [p.data for p in nb.soft([nb.Value(s) for s in scores])] == pytest.approx(torch.tensor(scores, dtype=torch.double).softmax(0).tolist())
+    rng = random.Random(3)
+    a, b = ([rng.gauss(0, 1) for _ in range(9)] for _ in "ab")
+    short, long = ([nb.Value(x) for x in a + b] for _ in "ab")
+    nb.dot(short[:9], short[9:]).backward()
+    sum((x * y for x, y in zip(long[:9], long[9:])), nb.Value(0.0)).backward()
+    assert [x.grad for x in short] == pytest.approx([x.grad for x in long])
+
+
+def name_loss_in_torch(weights, ids, heads):
+    """The GPT of section 16 once more, all positions at once, in torch."""
+    def norm(x):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-5) ** -0.5
+    T = len(ids) - 1
+    x = weights["token"][ids[:-1]] + weights["position"][:T]
+    q, k, v = ((norm(x) @ weights[name].T).view(T, heads, -1).transpose(0, 1) for name in "qkv")
+    x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).reshape(T, -1) @ weights["out"].T
+    x = x + F.relu(norm(x) @ weights["up"].T) @ weights["down"].T
+    return F.cross_entropy(norm(x) @ weights["token"].T, torch.tensor(ids[1:]), reduction="sum")
+
+
+def test_the_gpt_on_value_against_torch(nb):
+    torch.manual_seed(4)
+    shapes = {"token": (7, 8), "position": (16, 8), "q": (8, 8), "k": (8, 8), "v": (8, 8), "out": (8, 8), "up": (32, 8), "down": (8, 32)}
+    tensors = {name: (0.4 * torch.randn(shape, dtype=torch.double)).requires_grad_() for name, shape in shapes.items()}
+    weights = {name: to_values(nb, t) for name, t in tensors.items()}
+    ids = [0, 3, 6, 3, 1, 5, 0]
+    ours, theirs = nb.name_loss(weights, ids), name_loss_in_torch(tensors, ids, 4)
+    assert ours.data == pytest.approx(theirs.item())
+    ours.backward()
+    theirs.backward()
+    for name, tensor in tensors.items():
+        assert_gradients(weights[name], tensor)
+
+
+def test_learning_names_lowers_the_loss(nb):
+    rows = [nb.letters_of_names().encode(f".{name}.") for name in ("guppy", "gupra", "gupo")]
+    weights, losses = nb.learn_names(rows, 26, 45, random.Random(0), C=8)
+    assert len(losses) == 45 and np.mean(losses[-6:]) < 0.7 * losses[0]
+    assert abs(losses[0] - math.log(26)) < 0.5, "at first every character is alike"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 77])
+def test_names(nb, seed):
+    names = nb.fish_names(1_000, random.Random(seed))
+    assert len(set(names)) == 1_000 and names == nb.fish_names(1_000, random.Random(seed))
+    letters = nb.letters_of_names()
+    assert all(letters.decode(letters.encode(name)) == name and len(name) <= 15 for name in names)
+    rng, V = random.Random(seed), len(letters.characters)
+    weights, _ = nb.learn_names([letters.encode(f".{name}.") for name in names[100:]], V, 3, rng, C=4)
+    taken = [nb.invent(weights, letters, random.Random(1)) for _ in range(3)] + names
+    found, repeated = nb.new_names(5, weights, letters, taken, random.Random(1))
+    assert len(set(found)) == 5 and not set(found) & set(taken) and "" not in found and repeated >= 1
+    assert all(set(name) <= set(letters.characters) - {"."} for name in found)
+
+
+@pytest.mark.parametrize("betas,decay", [((0.9, 0.95), 0.1), ((0.8, 0.999), 0.5), ((0.0, 0.0), 0.0)])
+def test_adamw_by_hand(nb, betas, decay):
+    recipe = nb.Recipe(steps=25, lr=3e-3, warmup=5, betas=betas, weight_decay=decay)
+    ours = fresh_model(nb, 5)
+    theirs = copy.deepcopy(ours)
+    groups, library, moments = nb.make_optimizer(ours, recipe).param_groups, nb.make_optimizer(theirs, recipe), {}
+    start = [p.detach().clone() for p in ours.parameters()]
+    torch.manual_seed(6)
+    for step in range(1, 26):
+        for a, b in zip(ours.parameters(), theirs.parameters()):
+            a.grad = torch.randn_like(a) * 10.0 ** torch.randint(-4, 3, (1,)).item()
+            b.grad = a.grad.clone()
+        for group in groups + library.param_groups:
+            group["lr"] = nb.learning_rate(recipe, step - 1)
+        nb.adamw_step(groups, moments, step, betas)
+        library.step()
+    for a, b, old in zip(ours.parameters(), theirs.parameters(), start):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        assert not torch.allclose(a, old, atol=1e-4)
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(moments[a][0], library.state[b]["exp_avg"])
+        torch.testing.assert_close(moments[a][1], library.state[b]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("seed,kind", [(7, {}), (8, {"layers": 1, "heads": 1}), (9, {"width": 60, "heads": 5, "layers": 4})])
+def test_numpy_forward(nb, seed, kind):
+    model = fresh_model(nb, seed, **kind)
+    weights = {name: p.numpy() for name, p in model.state_dict().items()}
+    for T in (1, 2, 31, 48):
+        ids = torch.randint(300, (T,))
+        with torch.no_grad():
+            expected = model(ids[None])[0].numpy()
+        assert np.allclose(nb.numpy_logits(weights, ids.tolist(), model.config.heads), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_numpy_forward_is_short(nb):
+    text = next(c["text"] for c in notebook.cells() if "def numpy_logits" in c["text"])
+    assert len([line for line in text.splitlines() if line.strip()]) <= 40
+
+
+@pytest.mark.parametrize("seed", [10, 11, 12])
+def test_the_cache_says_what_generate_says(nb, seed):
+    model = fresh_model(nb, seed, std=0.08)
+    rng = random.Random(seed)
+    for temperature in (0, 0.7, 1.3):
+        for length in (1, 2, 20, 46):
+            ids = [rng.randrange(3, 300) for _ in range(length)]
+            slow = nb.generate(model, [ids], temperature, 40, limit=40, seed=seed)[0]
+            assert nb.generate_cached(model, ids, temperature, 40, limit=40, seed=seed) == slow
+    assert nb.generate_cached(model, list(range(3, 51)), seed=0) == nb.generate(model, [list(range(3, 51))], seed=0)[0] == []
+    assert len(nb.generate_cached(model, [5, 6], limit=3, seed=0)) <= 3
+
+
+def test_the_cache_in_pieces_of_any_size(nb):
+    model = fresh_model(nb, 13)
+    ids, cache, at = torch.randint(3, 300, (40,)).tolist(), {}, 0
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0]
+    for n in (1, 7, 1, 20, 11):
+        torch.testing.assert_close(nb.extend(model, ids[at:at + n], cache), expected[at + n - 1], atol=2e-4, rtol=1e-4)
+        at += n
+    assert all(x.shape == (4, 40, 12) for pair in cache.values() for x in pair) and len(cache) == 3
+
+
+def test_copy_cases_and_their_scores(nb, small):
+    persona, dataset, tokenizer = small
+    papers = nb.exam_papers(persona, dataset, 60)
+    cases = nb.copy_cases(tokenizer, papers, 12)
+    assert 0 < len(cases) <= 12
+    for word, ids, n, source, target in cases:
+        assert n > 1 and source + n <= target and ids[source:source + n] == ids[target:target + n]
+        assert tokenizer.decode(ids[source:source + n]) == f" {word}"
+    model = fresh_model(nb, 14, vocab_size=tokenizer.vocab_size, context=128)
+    scores, share = nb.look_back(model, cases)
+    rows = [nb.attention_of(model, ids)[:, :, target + i - 1, source + i] for _, ids, n, source, target in cases for i in range(n)]
+    torch.testing.assert_close(scores, torch.stack(rows).mean(0))
+    assert scores.shape == (3, 4) and 0 <= share <= 1
+    assert nb.copy_cases(tokenizer, [paper for paper in papers if paper[1] is None], 12) == []
+
+
+def test_heads_off(nb):
+    """A head that is off is a head whose columns of the output matrix are zero; afterwards all is as before."""
+    model, ids = fresh_model(nb, 15), torch.randint(3, 300, (2, 20))
+    cut = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model(ids)
+        for layer, head in ((0, 1), (0, 3), (2, 0)):
+            cut.blocks[layer].attn.out.weight[:, head * 12:head * 12 + 12] = 0
+        with nb.heads_off(model, [(0, 1), (0, 3), (2, 0)]):
+            torch.testing.assert_close(model(ids), cut(ids))
+        with pytest.raises(KeyError), nb.heads_off(model, [(1, 1)]):
+            raise KeyError
+        with nb.heads_off(model, []):
+            assert torch.equal(model(ids), before)
+        assert torch.equal(model(ids), before)
+
+
+def test_lens(nb):
+    model, ids = fresh_model(nb, 16), torch.randint(3, 300, (20,)).tolist()
+    said = nb.lens(model, ids)
+    with torch.no_grad():
+        torch.testing.assert_close(said[-1], F.softmax(model(torch.tensor([ids]))[0], -1), atol=1e-5, rtol=1e-4)
+        x = model.tok_emb(torch.tensor(ids)) + model.pos_emb.weight[:20]
+        torch.testing.assert_close(said[0], F.softmax(model.norm(x) @ model.tok_emb.weight.T, -1), atol=1e-5, rtol=1e-4)
+        shorter = copy.deepcopy(model)
+        shorter.blocks = shorter.blocks[:2]
+        torch.testing.assert_close(said[2], F.softmax(shorter(torch.tensor([ids]))[0], -1), atol=1e-5, rtol=1e-4)
+    assert said.shape == (4, 20, 300) and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_breaking(nb, small):
+    persona, dataset, tokenizer = small
+    rows = nb.rows_by_length(tokenizer, dataset["train"][:300])
+    recipe = nb.Recipe(steps=12, lr=3e-3, batch=8)
+    calm, heavy, loose = (nb.small_fish(tokenizer.vocab_size) for _ in range(3))
+    losses = nb.short_run(calm, rows, recipe), nb.short_run(heavy, rows, recipe, heavy=6)
+    assert len(losses[0]) == 12 and np.allclose(*losses, atol=1e-2), "clipped, a heavy batch pulls no harder than others"
+    unclipped = nb.short_run(loose, rows, nb.Recipe(steps=12, lr=3e-3, batch=8, clip=math.inf), heavy=6)
+    assert np.mean(unclipped[7:]) > np.mean(losses[0][7:]) + 0.05 and math.isfinite(unclipped[-1])
+    ids = torch.randint(3, 300, (1, 20))
+    changed = ids.clone()
+    changed[:, -1] = 5 if ids[0, -1] != 5 else 6
+    for causal in (True, False):
+        fish = nb.small_fish(tokenizer.vocab_size, causal)
+        with torch.no_grad():
+            assert torch.allclose(fish(ids)[:, :-1], fish(changed)[:, :-1], atol=1e-7) == causal
+    assert 1 <= len(nb.short_run(nb.small_fish(tokenizer.vocab_size), rows, nb.Recipe(steps=1_000), seconds=0.3)) < 1_000
+
+
+def solutions():
+    text = "\n".join(cell["text"] for cell in notebook.cells() if cell["cell_type"] == "markdown")
+    return {re.search(r"def (\w+)", block)[1]: block for block in re.findall(r"<details>.*?```python\n(.*?)```", text, re.S)}
+
+
+@pytest.mark.parametrize("name,wrong", [("tanh", lambda x: x), ("nucleus", lambda p, share: p), ("cache_bytes", lambda config, tokens: 8 * tokens)])
+def test_exercises(nb, name, wrong):
+    check = getattr(nb, f"check_{name}")
+    assert check(getattr(nb, name)) == "not yet"
+    scope = dict(vars(nb))
+    exec(solutions()[name], scope)
+    assert check(scope[name]) == "right"
+    assert check(wrong) not in ("right", "not yet")
