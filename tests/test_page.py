@@ -97,6 +97,24 @@ def test_size_and_core(nb, path):
     assert '"""' not in nb.PAGE and not re.search(r"https?:|\beval\(|innerHTML|document\.write", nb.PAGE)
 
 
+def test_rounding_costs_less_than_two_points_of_the_exam():
+    """In the stored run the model with the page's weights sat the same exam with the same dice: 500 replies of each kind."""
+    table = re.search(r"^score +32 bits +8 bits\n((?:.+\n)+)", notebook.printed(), re.M)[1]
+    shares = {name: (float(a), float(b)) for name, a, b in re.findall(r"^(\w+) +([\d.]+)% +([\d.]+)%$", table, re.M)}
+    assert set(shares) == {"seen", "unseen", "copy", "new"}
+    assert all(abs(a - b) <= 2 for a, b in shares.values()), shares
+
+
+def test_rounded_weights_are_near_and_the_exam_can_be_taken_with_them(nb, small):
+    persona, dataset, tokenizer = small
+    torch.manual_seed(0)
+    model = nb.GuppyLM(nb.GuppyConfig(vocab_size=tokenizer.vocab_size, width=64, layers=2, heads=2, ffn=128))
+    rounded = nb.dequantised(model)
+    for p, q in zip(model.parameters(), rounded.parameters()):
+        assert (p - q).abs().max() <= (p.abs().max() / 254 + 1e-9 if p.dim() == 2 else 0)
+    assert nb.exam(rounded, tokenizer, persona, dataset, n=10).keys() == {"seen", "unseen", "copy", "new"}
+
+
 def test_same_ids(nb, page, fish, dataset):
     texts = EDGES + ["fish " * 1_000, "a" * 5_000, "".join(strange_texts(170, seed=3))[:5_000], "<|im_start|>user\nhi<|im_end|>", "рыба и 鱼"]
     texts += [c.prompt for c in dataset["val"][:200]]
