@@ -72,8 +72,9 @@ def test_definitions_do_not_lean_on_lower_case_globals(nb):
                 if not hasattr(builtins, symbol) and symbol not in vars(nb):
                     loads = [node for cell in code_cells() for top in ast.parse(cell["text"]).body if getattr(top, "name", "") == name
                              for node in ast.walk(top) if isinstance(node, ast.Name) and node.id == symbol and isinstance(node.ctx, ast.Load)]
-                    stores = {node.id for cell in code_cells() for top in ast.parse(cell["text"]).body if getattr(top, "name", "") == name
-                              for node in ast.walk(top) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+                    stores = {getattr(node, "id", getattr(node, "arg", "")) for cell in code_cells() for top in ast.parse(cell["text"]).body
+                              if getattr(top, "name", "") == name for node in ast.walk(top)
+                              if isinstance(node, ast.arg) or isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
                     assert not loads or symbol in stores, f"{name} uses {symbol}"
 
 
