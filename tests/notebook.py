@@ -2,6 +2,9 @@
 
 `load()` takes from all code cells the imports, functions, classes and constants (an assignment to one upper-case name of
 three or more letters) and runs them, in order, in a fresh module. Tests, the benchmark and readers use the result like any module.
+
+python tests/notebook.py            a chat with the fish of assets/pretrained, in the terminal; an empty line ends it
+python tests/notebook.py FISH       the same with another: a folder such as out/guppy, or a repository on the Hugging Face Hub
 """
 import ast
 import json
@@ -43,3 +46,17 @@ def load(path=PATH):
             tree.body = [node for node in tree.body if is_definition(node)]
             exec(compile(tree, str(path), "exec"), module.__dict__)
     return module
+
+
+def main():
+    import sys
+    fish = sys.argv[1] if len(sys.argv) > 1 else ROOT / "assets/pretrained"
+    guppy = load()
+    try:
+        guppy.chat_loop(*guppy.load_pretrained(fish), Path(fish).name if len(sys.argv) > 1 else "guppy")
+    except (OSError, ValueError) as fault:
+        sys.exit(f"{fault}")
+
+
+if __name__ == "__main__":
+    main()

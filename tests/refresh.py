@@ -14,8 +14,8 @@ from nbclient import NotebookClient
 ROADS = {"2 data": ("a script of 480 lines", "60,000 conversations"), "3-4 tokens": ("their text", "a vocabulary of 1,200 tokens"),
          "5 batches": ("tokens", "rows of one length, marks for what counts"), "6 yardsticks": ("tokens", "losses that mean something"),
          "7-8 model": ("nothing but random numbers", "a transformer that is proved, not trained"), "9 training": ("model and batches", "a model that speaks"),
-         "10 sampling": ("logits", "words"), "11 exam": ("conversations it never saw", "four scores"), "12 inside": ("a made-up word", "the head that copies it"),
-         "13 save, talk": ("weights", "files, and a chat")}
+         "10 sampling": ("logits", "words"), "11 talk": ("your words", "its words"), "12 exam": ("conversations it never saw", "four scores"),
+         "13 inside": ("a made-up word", "the head that copies it"), "14 save": ("weights", "files that other programs read")}
 
 
 def run():

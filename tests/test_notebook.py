@@ -13,6 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 SCORES = ("seen", "unseen", "copy", "new")
+FILES = ["README.md", "config.json", "generation_config.json", "history.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
 def code_cells():
@@ -101,7 +102,7 @@ def test_smoke_in_jupyter_with_the_notebook_alone(alone):
     assert all(re.search(rf"^{score} ", printed, re.M) for score in SCORES)
     rows = [json.loads(line) for line in open(alone / "out/conversations.jsonl", encoding="utf-8")]
     assert len(rows) == 3_000 and set(rows[0]) == {"prompt", "reply", "topic"}
-    assert sorted(path.name for path in (alone / "out/guppy").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in (alone / "out/guppy").iterdir()) == FILES
 
 
 def test_smoke_as_a_script(alone):

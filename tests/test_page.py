@@ -13,6 +13,7 @@ import notebook
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
+from test_pretrained import published
 from test_tokenizer import EDGES, strange_texts
 
 MARKUP = '<img src=x onerror="window.ran = 1"><script>window.ran = 1</script><b>bold</b>&lt;'
@@ -102,7 +103,7 @@ def test_rounding_costs_less_than_two_points_of_the_exam():
     table = re.search(r"^score +32 bits +8 bits\n((?:.+\n)+)", notebook.printed(), re.M)[1]
     shares = {name: (float(a), float(b)) for name, a, b in re.findall(r"^(\w+) +([\d.]+)% +([\d.]+)%$", table, re.M)}
     assert set(shares) == {"seen", "unseen", "copy", "new"}
-    assert all(abs(a - b) <= 2 for a, b in shares.values()), shares
+    assert all(a - b <= 2 for a, b in shares.values()), shares
 
 
 def test_rounded_weights_are_near_and_the_exam_can_be_taken_with_them(nb, small):
@@ -157,6 +158,19 @@ def test_same_greedy_replies(nb, page, fish, dataset):
         assert page.evaluate(reply, prompt) == tokenizer.decode(row), prompt
     for prompt in ("tell me about " + "the big blue pond and " * 200, "🐟" * 400, MARKUP, "  \n "):    # too long, or nothing
         assert page.evaluate(reply, prompt) == nb.chat(prompt, model, tokenizer, temperature=0), prompt[:20]
+
+
+def test_the_fish_of_the_existing_guppylm_in_a_page(nb, visit, small, tmp_path):
+    """Its tokenizer splits otherwise and loses what it never saw; its vocabulary is smaller than its model's."""
+    published(tmp_path / "older", [f"{c.prompt} {c.reply}" for c in small[1]["train"][:1_000]])
+    model, tokenizer = nb.load_pretrained(tmp_path / "older")
+    page = visit(nb.write_page(model, tokenizer, tmp_path / "older.html", "older", ["hello"]))
+    texts = EDGES + strange_texts(300, seed=4)
+    for text, ids in zip(texts, page.evaluate("texts => texts.map(guppy.encode)", texts)):
+        assert ids == tokenizer.encode(text), repr(text)
+    for prompt in ("hello robot", "what's this?", "HELLO", "I need a hammer"):
+        row, = nb.generate(nb.dequantised(model), [nb.encode_chat(tokenizer, nb.normalise(prompt))[0]], temperature=0, limit=60)
+        assert page.evaluate("prompt => guppy.reply(prompt, {temperature: 0})", prompt) == tokenizer.decode(row), prompt
 
 
 def test_sampling(page):

@@ -1,0 +1,72 @@
+"""Train the fish that the repository gives away, examine it, and write it where others find it.
+
+python tests/make_assets.py                          trains `full` (12,000 steps), rounds to float16, examines, and writes
+                                                     assets/pretrained/ and assets/guppy.html
+python tests/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
+
+A run that is cut short goes on from its checkpoint in out/. The trained fish stays in out/full, and is used again while script, recipe
+and model are the same; --again trains anew. fingerprint.json says what the assets were made of: tests/test_pretrained.py
+recomputes it, so that assets that no longer fit the notebook show.
+"""
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import notebook
+import torch
+
+PROMPT = "hello guppy, what do you eat?"
+
+
+def fingerprint(nb, model, tokenizer):
+    """What a fish is made of: the script, the tokenizer and the configuration, and the logits after one fixed prompt."""
+    ids = nb.encode_chat(tokenizer, nb.normalise(PROMPT))[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids], device=model.device))[0, -1].cpu()
+    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()
+    return {"script": digest(nb.GUPPY), "tokenizer": digest(json.dumps(tokenizer.content(), sort_keys=True)), "config": asdict(model.config),
+            "prompt": PROMPT, "ids": ids, "logits": [round(x, 4) for x in logits.tolist()]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--out", type=Path, default=notebook.ROOT / "assets")
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    nb = notebook.load()
+    persona = nb.parse_persona(nb.GUPPY)
+    dataset = nb.make_dataset(persona, 60_000, nb.SEED)
+    tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
+    demo = [prompt.strip() for prompt in persona.head["demo"].split("|")]
+    recipe = nb.Recipe(steps=options.steps, every=max(20, options.steps // 12))
+    made_of = json.dumps([hashlib.sha256(nb.GUPPY.encode()).hexdigest(), asdict(recipe), asdict(nb.GuppyConfig(tokenizer.vocab_size))])
+    raw = nb.OUT / ("full" if options.steps == 12_000 else f"full-{options.steps}")
+    if not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
+        model, _ = nb.load_pretrained(raw)
+        history = model.history
+    else:
+        torch.manual_seed(nb.SEED)
+        model = nb.GuppyLM(nb.GuppyConfig(vocab_size=tokenizer.vocab_size)).to(nb.DEVICE)
+        history = nb.train(model, tokenizer, dataset, recipe, demo, nb.OUT)
+        if not history or history[-1]["step"] < options.steps:
+            raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
+        nb.save_pretrained(model, tokenizer, raw, history)
+        (raw / "made_of.json").write_text(made_of)
+    model = model.half().float()                                     # what is examined is what is written
+    papers = nb.exam_papers(persona, dataset, 500, nb.SEED)
+    scores, ceiling = (nb.mark(persona, dataset, papers, replies)[0]
+                       for replies in (nb.answers(model, tokenizer, papers, nb.SEED), [c.reply for _, _, c in papers]))
+    folder = options.out / "pretrained"
+    nb.save_pretrained(model, tokenizer, folder, history, scores, ceiling, "guppy", torch.float16)
+    model, tokenizer = nb.load_pretrained(folder)
+    (folder / "fingerprint.json").write_text(json.dumps(fingerprint(nb, model, tokenizer) | {"scores": scores, "ceiling": ceiling}) + "\n")
+    page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.head["name"], demo)
+    nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{ceiling[name]:.1%}") for name, share in scores.items()))
+    nb.show_table(("file", "bytes"), *((path.name, path.stat().st_size) for path in [*sorted(folder.glob("[!.]*")), page]))
+
+
+if __name__ == "__main__":
+    main()

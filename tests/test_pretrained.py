@@ -1,0 +1,508 @@
+"""The pretrained fish: other libraries load it, it comes from a folder or a Hub, bad files are refused, and the assets fit the notebook."""
+import concurrent.futures
+import hashlib
+import http.server
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import make_assets
+import notebook
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from test_tokenizer import EDGES, strange_texts
+
+ASSETS = notebook.ROOT / "assets/pretrained"
+README = (notebook.ROOT / "README.md").read_text(encoding="utf-8")
+PROMPTS = ["Hello Guppy!", "what's your favourite food?", "My name is  Zorblina", "what’s a “blender”?", "IS IT COLD", "tell me a joke\n", "do you like müsli?", "?"]
+
+
+def unlike_any(nb, config):
+    """A model with large random weights, so that every tensor has its say in the logits."""
+    torch.manual_seed(1)
+    model = nb.GuppyLM(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.08, mean=1.0 if p.dim() == 1 and p[0] == 1 else 0.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def fish(nb, small):
+    tokenizer = small[2]
+    return unlike_any(nb, nb.GuppyConfig(tokenizer.vocab_size, width=64, layers=3, heads=4, ffn=96, dropout=0.1)), tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(nb, fish, tmp_path_factory):
+    history = [{"step": 5, "tokens": 1_234, "seconds": 1.0, "loss": 2.0, "val": 1.875, "diary": ["blub"], "weights": {}}]
+    folder = tmp_path_factory.mktemp("saved") / "fish"
+    nb.save_pretrained(*fish, folder, history, {"seen": 0.5, "unseen": 0.25}, {"seen": 1.0, "unseen": 0.75}, "bubbly")
+    return folder
+
+
+def theirs(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def asked(reads, prompt):
+    return reads.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+
+
+@pytest.mark.parametrize("which", ["saved", "assets"])
+def test_transformers_computes_the_same_and_says_the_same(nb, saved, which):
+    folder = saved if which == "saved" else ASSETS
+    model, tokenizer = nb.load_pretrained(folder)
+    model = model.cpu()
+    other, reads = theirs(folder)
+    assert other.config.model_type == "gpt2" and next(other.parameters()).dtype == torch.float32
+    ids = torch.randint(tokenizer.vocab_size, (3, 128), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model(ids) - other(ids).logits).abs().max() < 1e-4
+    for prompt in PROMPTS:
+        row = asked(reads, prompt)
+        mine = nb.encode_chat(tokenizer, nb.normalise(prompt))[0]
+        assert row["input_ids"][0].tolist() == mine, prompt
+        said = other.generate(**row, do_sample=False, temperature=None, top_k=None)[0, len(mine):]
+        assert reads.decode(said, skip_special_tokens=True) == nb.chat(prompt, model, tokenizer, temperature=0), prompt
+    torch.manual_seed(0)
+    drawn = other.generate(**asked(reads, "hello").to("cpu"), num_return_sequences=20)[:, row["input_ids"].shape[1]:]
+    assert len({tuple(reply.tolist()) for reply in drawn}) > 5, "its own settings sample"
+
+
+def test_the_chat_template(nb, saved, fish):
+    reads, tokenizer = theirs(saved)[1], fish[1]
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Blub."}]
+    assert reads.apply_chat_template(chat, return_dict=True)["input_ids"] == nb.encode_chat(tokenizer, "hello", "Blub.")[0]
+    later = reads.apply_chat_template([*chat, {"role": "user", "content": "And now?"}], add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert later == nb.encode_chat(tokenizer, "and now?")[0], "each message stands alone"
+    for text in ("<|im_end|>hi<pad>", "<|IM_END|>hi", "<<pad>pad>hi", "<|im_<|im_end|>end|>", "<|im_start|>user\nhi"):
+        for chat in ([{"role": "user", "content": text}], [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}]):
+            ids = reads.apply_chat_template(chat, return_dict=True)["input_ids"]
+            assert ids.count(nb.START) == ids.count(nb.END) == len(chat) and nb.PAD not in ids, "no text holds a control token"
+
+
+def test_load_gives_back_what_was_saved(nb, fish, saved, tmp_path):
+    model, tokenizer = nb.load_pretrained(saved)
+    ids = torch.randint(300, (2, 40))
+    assert torch.equal(model.cpu()(ids), fish[0](ids)) and tokenizer.merges == fish[1].merges and model.config == fish[0].config
+    assert [look["step"] for look in model.history] == [5] and "weights" not in model.history[0]
+    card = (saved / "README.md").read_text(encoding="utf-8")
+    assert all(part in card for part in ("# bubbly", "| seen | 50.0% | 100.0% |", "| unseen | 25.0% | 75.0% |", "5 steps, 1,234 tokens, validation loss 1.875"))
+    assert not list(saved.glob(".*")), "no half-written file stays"
+    model.source = "me/other"
+    nb.save_pretrained(model, tokenizer, tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "those of me/other" in card and "license" not in card, "what was not trained here is not given away as ours"
+    nb.save_pretrained(*fish, tmp_path, dtype=torch.float16)
+    half = nb.load_pretrained(tmp_path)[0].cpu()
+    assert all(torch.equal(p, q.half().float()) for p, q in zip(half.state_dict().values(), fish[0].state_dict().values())) and half.history == []
+    assert "It has sat no exam." in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_tokenizer_that_is_changed_or_strange_is_refused(nb, saved, tmp_path):
+    data = json.loads((saved / "tokenizer.json").read_text(encoding="utf-8"))
+    for change in (lambda d: d["model"]["merges"].reverse(), lambda d: d["pre_tokenizer"].update(type="Whitespace"), lambda d: d.pop("model"),
+                   lambda d: d.update(pre_tokenizer=None), lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="x")):
+        other = json.loads(json.dumps(data))
+        change(other)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="no tokenizer.json of this notebook"):
+            nb.BPETokenizer.load(tmp_path / "tokenizer.json")
+
+
+def spoil(folder, file, change):
+    path = folder / file
+    if file == "model.safetensors":
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path)
+    else:
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+
+
+WRONG = {
+    "a name too many": ("model.safetensors", lambda w: w.update(extra=torch.zeros(2)), "extra"),
+    "a name too few": ("model.safetensors", lambda w: w.pop("transformer.wpe.weight"), "pos_emb.weight missing"),
+    "another shape": ("model.safetensors", lambda w: w.update({"transformer.h.1.mlp.c_fc.weight": torch.zeros(64, 95)}), "another shape"),
+    "another width": ("config.json", lambda c: c.update(n_embd=72), "another shape"),
+    "heads that do not fit": ("config.json", lambda c: c.update(n_head=5), "5 heads in a width of 64"),
+    "another activation": ("config.json", lambda c: c.update(activation_function="gelu_new"), "gelu_new"),
+    "other control tokens": ("config.json", lambda c: c.update(eos_token_id=50256), "control tokens"),
+    "a history of something else": ("history.json", lambda h: h.append({"epoch": 1}), "history.json"),
+    "a key too few": ("config.json", lambda c: c.pop("n_inner"), "n_inner"),
+    "words for numbers": ("config.json", lambda c: c.update(n_positions="many"), "whole fish"),
+    "a vocabulary too small": ("config.json", lambda c: c.update(vocab_size=300), "another shape"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_files_are_named(nb, saved, tmp_path, case):
+    file, change, says = WRONG[case]
+    folder = shutil.copytree(saved, tmp_path / "fish")
+    spoil(folder, file, change)
+    with pytest.raises(ValueError, match="does not hold a whole fish") as caught:
+        nb.load_pretrained(folder)
+    assert says in str(caught.value) and "again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_truncated_files_are_named(nb, saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        nb.load_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        nb.load_pretrained("not a name of anything")
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        nb.load_pretrained(str(saved / "config.json"))
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        folder = shutil.copytree(saved, tmp_path / file)
+        whole = (folder / file).read_bytes()
+        for content in (whole[:len(whole) // 2], b"", b"<html>404</html>"):
+            (folder / file).write_bytes(content)
+            with pytest.raises(ValueError, match="does not hold a whole fish"):
+                nb.load_pretrained(folder)
+        (folder / file).unlink()
+        with pytest.raises(FileNotFoundError, match=f"lacks {file}"):
+            nb.load_pretrained(folder)
+
+
+# ---- the layout of the existing guppylm, made here from its description, with the tokenizers library and a forward pass of its own ----
+
+def published(folder, texts, C=48, L=2, H=3, ffn=80, V=600, context=128):
+    """A checkpoint as github.com/arman-bd/guppylm publishes them. Returns its state dict and its tokenizer (of the tokenizers library)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=450, special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"], show_progress=False))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    dice = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(shape, generator=dice) * 0.15
+    state = {"tok_emb.weight": draw(V, C), "pos_emb.weight": draw(context, C), "norm.weight": 1 + draw(C), "norm.bias": draw(C)}
+    for i in range(L):
+        for name, rows, columns in (("attn.qkv", 3 * C, C), ("attn.out", C, C), ("ffn.up", ffn, C), ("ffn.down", C, ffn)):
+            state |= {f"blocks.{i}.{name}.weight": draw(rows, columns), f"blocks.{i}.{name}.bias": draw(rows)}
+        for name in ("norm1", "norm2"):
+            state |= {f"blocks.{i}.{name}.weight": 1 + draw(C), f"blocks.{i}.{name}.bias": draw(C)}
+    state["lm_head.weight"] = state["tok_emb.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({
+        "vocab_size": V, "max_position_embeddings": context, "hidden_size": C, "num_hidden_layers": L, "num_attention_heads": H, "intermediate_size": ffn,
+        "hidden_dropout_prob": 0.1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}))
+    return state, tokenizer
+
+
+def reference(state, ids, L=2, H=3):
+    """Its forward pass, from the description alone: (B, T) -> (B, T, V)."""
+    x = state["tok_emb.weight"][ids] + state["pos_emb.weight"][:ids.shape[1]]
+    norm = lambda x, name: F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+    linear = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+    for i in range(L):
+        q, k, v = (part.unflatten(-1, (H, -1)).transpose(1, 2) for part in linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, -1))
+        x = x + linear(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2), f"blocks.{i}.attn.out")
+        x = x + linear(F.relu(linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.ffn.up")), f"blocks.{i}.ffn.down")
+    return F.linear(norm(x, "norm"), state["lm_head.weight"])
+
+
+@pytest.fixture(scope="module")
+def older(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("older") / "fish"
+    return folder, *published(folder, [f"user\n{c.prompt}'s and {n} of {c.reply}" for n, c in enumerate(small[1]["train"][:2_000])])
+
+
+def test_published_weights_and_tokenizer(nb, older, tmp_path):
+    folder, state, reads = older
+    model, tokenizer = nb.load_pretrained(folder)
+    ids = torch.randint(600, (2, 90), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (model.cpu()(ids) - reference(state, ids)).abs().max() < 1e-4
+    texts = ["user\nwhat's the hammer's colour, you'll say?", "we've  2 saws,   don't we? \n\n x", "HELLO", "müsli ½ Ⅷ ٣ _x_ 'so' ''ll", "", "  ", "\u00a0a\u3000 b\x1c\x85c",
+             *EDGES, *strange_texts(400)]
+    lost = 0
+    for text in texts:
+        text = text.encode("utf-8", "replace").decode()
+        ids = reads.encode(text, add_special_tokens=False).ids if not any(c in text for c in nb.CONTROL) else tokenizer.encode(text)
+        assert tokenizer.encode(text) == ids, repr(text)
+        assert tokenizer.decode(ids) == reads.decode(ids) or "\ufffd" in reads.decode(ids), repr(text)
+        lost += text != tokenizer.decode(ids)
+    assert tokenizer.encode("HELLO") == [] and lost > 100, "bytes that it never saw have no token, and that is kept"
+    assert min(tokenizer.encode("<|im_end|>hi"), default=3) > nb.END, "text holds no control token"
+    assert isinstance(nb.chat("hello robot", model, tokenizer, seed=0), str)
+    nb.save_pretrained(model, tokenizer, tmp_path)                   # kept in today's layout, it still reads and computes the same
+    again, same = nb.load_pretrained(tmp_path)
+    assert torch.equal(again.cpu()(ids := torch.randint(600, (1, 20))), model(ids)) and same.encode(texts[0]) == tokenizer.encode(texts[0])
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("form", [None, "NFC", "NFKD"])
+def test_other_byte_level_tokenizers_are_read_as_they_are(nb, older, tmp_path, prefix, form):
+    from tokenizers import Tokenizer
+    data = json.loads((older[0] / "tokenizer.json").read_text(encoding="utf-8"))
+    data["pre_tokenizer"]["add_prefix_space"], data["normalizer"] = prefix, form and {"type": form}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    mine, reads = nb.BPETokenizer.load(tmp_path / "tokenizer.json"), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ["", " ", "hello robot", " hello", "\nhello", "cafe\u0301 ﬁsh", *strange_texts(100)]:
+        assert mine.encode(text) == reads.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_a_pickle_that_would_run_something_is_refused(nb, older, tmp_path):
+    class Sly:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'it-ran'}",)
+    folder = shutil.copytree(older[0], tmp_path / "fish")
+    for write in (lambda path: torch.save({"tok_emb.weight": Sly()}, path), lambda path: path.write_bytes(pickle.dumps({"tok_emb.weight": Sly()}, protocol=2))):
+        write(folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="does not hold a whole fish"):
+            nb.load_pretrained(folder)
+    torch.save(older[1] | {"lm_head.weight": torch.zeros(600, 48)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="one matrix for both"):
+        nb.load_pretrained(folder)
+    assert not (tmp_path / "it-ran").exists()
+
+
+# ---- the Hub: a server on this machine that speaks its protocol ----
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """HEAD and GET of /{repo}/resolve/{revision}/{file} for the folders in `repos`; what `faults` names goes wrong."""
+    protocol_version, repos, faults, seen, commit = "HTTP/1.1", {}, {}, [], "c0ffee" + "0" * 34
+
+    def log_message(self, *args):
+        pass
+
+    def say(self, status, body=b"", length=None, **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body) if length is None else length, **{k.replace("_", "-"): v for k, v in headers.items()}}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+        if length not in (None, len(body)) and self.command == "GET":
+            self.close_connection = True
+
+    def do_GET(self):
+        self.seen.append((self.command, self.path, self.headers.get("Authorization")))
+        found = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/([\w.-]+)", self.path)
+        folder = found and self.repos.get(found[1])
+        if not folder:
+            return self.say(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+        if found[2] not in ("main", self.commit):
+            return self.say(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
+        if not (folder / found[3]).is_file():
+            return self.say(404, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=self.commit)
+        body, fault = (folder / found[3]).read_bytes(), self.faults.get((found[1], found[3]))
+        headers = {"ETag": f'"{hashlib.sha256(body + str(fault).encode()).hexdigest()}"', "X_Repo_Commit": self.commit, "Accept_Ranges": "none"}
+        if fault == "another content":
+            body = b"<html>this is no model</html>"
+        if fault == "busy":
+            return self.say(503)
+        return self.say(200, body[:len(body) // 2] if fault == "truncated" else body, len(body), **headers)
+
+    do_HEAD = do_GET
+
+
+CLIENT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import notebook, torch
+guppy = notebook.load()
+for line in sys.argv[2:]:
+    repo, _, revision = line.partition("@")
+    try:
+        model, tokenizer = guppy.load_pretrained(repo, **({"revision": revision} if revision else {}))
+        print(json.dumps([line, "ok", model(torch.arange(20)[None])[0, -1, :5].tolist(), tokenizer.encode("hello robot")]))
+    except Exception as fault:
+        print(json.dumps([line, type(fault).__name__, str(fault)]))
+"""
+
+
+def client(home, port, *repos):
+    """Load from the Hub in a process of its own, for its address is read when huggingface_hub is imported."""
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1",
+                                "HF_TOKEN": "hf_secret", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", CLIENT, str(notebook.ROOT / "tests"), *repos], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2_000:]
+    assert "it/s" not in run.stderr and "B/s" not in run.stderr, "no progress bars"
+    answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
+    return {answer[0]: answer[1:] for answer in answers}
+
+
+def test_from_a_hub_and_from_its_cache(nb, saved, older, tmp_path):
+    lacking = shutil.copytree(saved, tmp_path / "lacking")
+    (lacking / "tokenizer.json").unlink()
+    Hub.repos = {"me/fish": saved, "old/guppylm-9M": older[0], "me/lacking": lacking, "me/cut": saved, "me/html": saved, "me/busy": saved}
+    Hub.faults = {("me/cut", "model.safetensors"): "truncated", ("me/html", "model.safetensors"): "another content", ("me/busy", "config.json"): "busy"}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port, home = server.server_address[1], tmp_path / "home"
+    good = ["me/fish", "old/guppylm-9M", f"me/fish@{Hub.commit}"]
+    groups = [*good, "me/nobody", "me/lacking", "me/html", "me/fish@v9"], ["me/cut"], ["me/busy"]       # the last two are tried again for a while
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda repos: client(home, port, *repos), groups))
+    first = answers[0] | answers[1] | answers[2]
+    asked = list(Hub.seen)
+    for name, folder in zip(good, (saved, older[0], saved)):
+        model, tokenizer = nb.load_pretrained(folder)
+        status, logits, ids = first[name]
+        assert status == "ok" and ids == tokenizer.encode("hello robot")
+        assert torch.allclose(torch.tensor(logits), model.cpu()(torch.arange(20)[None])[0, -1, :5], atol=1e-5)
+    assert not any(token for _, _, token in asked), "anonymous, even where a token lies about"
+    assert all(Hub.commit in path for method, path, _ in asked if "me/fish/" in path and "config.json" not in path), "all files of one commit"
+    assert first["me/nobody"][0] == "FileNotFoundError" and "nor a public me/nobody" in first["me/nobody"][1]
+    assert first["me/lacking"][0] == "FileNotFoundError" and "tokenizer.json" in first["me/lacking"][1]
+    assert first["me/fish@v9"][0] == "FileNotFoundError" and "revision v9" in first["me/fish@v9"][1]
+    assert first["me/html"][0] == "ValueError" and "does not hold a whole fish" in first["me/html"][1] and "models--me--html and download" in first["me/html"][1]
+    for name in ("me/cut", "me/busy"):
+        assert f"there is no folder {name} here" in first[name][1]
+        assert first[name][0] == "ConnectionError" and "try again" in first[name][1] and "\n" not in first[name][1]
+    Hub.faults = {}
+    mended = client(home, port, "me/cut")
+    assert mended["me/cut"][0] == "ok", "what was cut short is fetched again"
+    server.shutdown()
+    server.server_close()
+    offline = client(home, port, *good, "me/other")
+    assert [offline[name] for name in good] == [first[name] for name in good], "without a network, from the cache"
+    assert offline["me/other"][0] == "ConnectionError" and "check the network" in offline["me/other"][1]
+
+
+# ---- what people do with it ----
+
+def test_the_five_lines_of_the_readme():
+    code, = re.findall(r"```python\n(from transformers.*?)```", README, re.S)
+    assert len(code.strip().splitlines()) == 5
+    run = subprocess.run([sys.executable, "-c", code], cwd=notebook.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and re.search(r"[a-z]{2,} [a-z]", run.stdout), run.stderr[-1_000:]
+
+
+def test_chat_in_the_terminal_within_a_minute():
+    command, = re.findall(r"^python (tests/notebook\.py)$", README, re.M)
+    started = time.time()
+    run = subprocess.run([sys.executable, command], cwd=notebook.ROOT, input="Hello Guppy!\nare you hungry?\n\nnot this\n", capture_output=True, text=True)
+    assert run.returncode == 0 and len(re.findall(r"guppy> [a-z]", run.stdout)) == 2 and time.time() - started < 60, run.stderr[-1_000:]
+    run = subprocess.run([sys.executable, command, "no such fish"], cwd=notebook.ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and "no such fish is no folder" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_the_command_that_opens_the_page(tmp_path):
+    """The README's command hands the address of the page to a browser; here a script in its place writes down what it gets."""
+    command, = re.findall(r"^(python3 -c .*webbrowser.*)$", README, re.M)
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\nprintf %s \"$1\" > {tmp_path}/asked\n")
+    browser.chmod(0o755)
+    subprocess.run(command, shell=True, check=True, cwd=notebook.ROOT, env=os.environ | {"BROWSER": f"{browser} %s"}, timeout=60)
+    assert (tmp_path / "asked").read_text() == (notebook.ROOT / "assets/guppy.html").resolve().as_uri()
+
+
+def test_chat_loop_never_hangs(nb, fish, capsys):
+    def nobody(prompt):
+        raise NotImplementedError("raw_input was called, but this frontend does not support input requests.")
+
+    def gone(prompt):
+        raise EOFError
+    lines = iter(["hello", " ", "never asked"])
+    nb.chat_loop(*fish, "bubbly", lambda prompt: next(lines))
+    printed = capsys.readouterr().out
+    assert printed.startswith("an empty line ends the chat") and printed.count("bubbly> ") == 1 and next(lines) == "never asked"
+    nb.chat_loop(*fish, ask=gone)
+    nb.chat_loop(*fish, ask=nobody)
+    assert "nobody can type here" in capsys.readouterr().out
+
+
+def cell_with(text):
+    cell, = [cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code" and text in cell["text"]]
+    return cell
+
+
+def test_chat_and_push_are_off_and_push_goes_to_the_readers_own_repo(monkeypatch, tmp_path):
+    assert cell_with('CHAT = False  #@param {type:"boolean"}') and cell_with('TRAIN = True  #@param {type:"boolean"}')
+    calls, cell = [], cell_with("PUSH_TO = ")
+
+    class Api:
+        create_repo = staticmethod(lambda *args, **named: calls.append(("create", args, named)) or types.SimpleNamespace(repo_id="me/fish"))
+        upload_folder = staticmethod(lambda **named: calls.append(("upload", named)))
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    (tmp_path / "README.md").write_text('from_pretrained("FOLDER")')
+    exec(cell, {"folder": tmp_path})
+    assert calls == []
+    exec(cell.replace('PUSH_TO = ""', 'PUSH_TO = "fish"'), {"folder": tmp_path})
+    assert calls == [("create", ("fish",), {"exist_ok": True}), ("upload", {"repo_id": "me/fish", "folder_path": tmp_path, "ignore_patterns": [".*"]})]
+    assert (tmp_path / "README.md").read_text() == 'from_pretrained("me/fish")', "the card says where it lies"
+
+
+@pytest.mark.parametrize("which", ["assets", "published"])
+def test_every_section_runs_with_a_fish_that_was_trained_before(older, tmp_path, which):
+    shutil.copy(notebook.PATH, tmp_path)
+    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "script", "guppylm.ipynb", "--log-level=ERROR"], check=True, cwd=tmp_path)
+    script = (tmp_path / "guppylm.py").read_text(encoding="utf-8").replace("TRAIN = True", "TRAIN = False", 1)
+    if which == "assets":
+        shutil.copytree(ASSETS, tmp_path / "assets/pretrained")
+    else:
+        script = script.replace('HUB_REPO = "arman-bd/guppylm-9M"', f"HUB_REPO = {str(older[0])!r}")
+    (tmp_path / "guppylm.py").write_text(script, encoding="utf-8")
+    run = subprocess.run([sys.executable, "guppylm.py"], cwd=tmp_path, env=os.environ | {"MPLBACKEND": "Agg", "GUPPY_PRESET": "smoke"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3_000:]
+    assert f"loaded {'assets/pretrained' if which == 'assets' else older[0]}" in run.stdout
+    assert ("this fish came without the history of its training" in run.stdout) == (which == "published")
+    assert "holds no weights" in run.stdout or which == "published", "section 20 says what it lacks"
+    assert (tmp_path / "out/guppy-loaded.html").is_file() and (tmp_path / "out/guppy-loaded/model.safetensors").is_file()
+    assert not (tmp_path / "out/guppy").exists(), "a fish of one's own would not be overwritten"
+    exam = re.search(r"^score +model +grammar\n((?:.+\n)+)", run.stdout, re.M)[1]
+    if which == "assets":
+        assert float(re.search(r"^seen +([\d.]+)%", exam, re.M)[1]) >= 90
+
+
+def test_only_guppy_was_trained_before(tmp_path):
+    advice = cell_with("Advice, and two helpers")
+    with pytest.raises(ValueError, match="set TRAIN = True to train rollo"):
+        exec(advice, {"PRESET": "auto", "PERSONA": "rollo", "TRAIN": False, "DEVICE": "cpu", "sys": sys, "time": time})
+
+
+# ---- the assets ----
+
+@pytest.fixture(scope="module")
+def given(nb):
+    model, tokenizer = nb.load_pretrained(ASSETS)
+    return model, tokenizer, json.loads((ASSETS / "fingerprint.json").read_text())
+
+
+def test_the_assets_fit_the_notebook(nb, given, tokenizer):
+    model, reads, stored = given
+    now = make_assets.fingerprint(nb, model, reads)
+    assert reads.merges == tokenizer.merges, "the tokenizer that the script of today gives"
+    assert {key: now[key] for key in ("script", "tokenizer", "config", "prompt", "ids")} == {key: stored[key] for key in ("script", "tokenizer", "config", "prompt", "ids")}
+    assert torch.allclose(torch.tensor(now["logits"]), torch.tensor(stored["logits"]), atol=2e-3)
+    assert nb.GuppyConfig(tokenizer.vocab_size) == model.config
+    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 20_000_000
+
+
+def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):
+    demo = [prompt.strip() for prompt in persona.head["demo"].split("|")]
+    page = nb.write_page(given[0], given[1], tmp_path / "guppy.html", persona.head["name"], demo)
+    assert page.read_text(encoding="utf-8") == (notebook.ROOT / "assets/guppy.html").read_text(encoding="utf-8")
+
+
+def test_the_exam_of_the_assets(nb, given, persona, dataset):
+    """The scores on the card are those that come out here, but for how another processor rounds."""
+    model, tokenizer, stored = given
+    papers = nb.exam_papers(persona, dataset, 500, nb.SEED)
+    scores, ceiling = (nb.mark(persona, dataset, papers, replies)[0]
+                       for replies in (nb.answers(model, tokenizer, papers, nb.SEED), [c.reply for _, _, c in papers]))
+    card = (ASSETS / "README.md").read_text(encoding="utf-8")
+    for name, share in stored["scores"].items():
+        assert f"| {name} | {share:.1%} | {ceiling[name]:.1%} |" in card
+        assert math.isclose(scores[name], share, abs_tol=0.015), (name, scores[name], share)
+    assert scores["seen"] >= 0.98 and scores["unseen"] >= 0.80 and scores["copy"] >= 0.60 and scores["new"] >= 0.9 * ceiling["new"]
+    last = model.history[-1]
+    assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
+    assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)
