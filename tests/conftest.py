@@ -1,9 +1,19 @@
+"""What several test files share: the notebook's definitions, data, small models, and the two runs of the whole notebook."""
+import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.append(str(Path(__file__).resolve().parent / "tools"))      # benchmark, make_assets and refresh are tested too
 
+import nbformat
 import notebook
 import pytest
+import torch
+from nbclient import NotebookClient
 
 
 @pytest.fixture(scope="session")
@@ -14,25 +24,20 @@ def nb():
 
 @pytest.fixture(scope="session")
 def persona(nb):
+    """The fish."""
     return nb.parse_persona(nb.GUPPY)
 
 
 @pytest.fixture(scope="session")
 def dataset(nb, persona):
+    """60,000 conversations with the fish."""
     return nb.make_dataset(persona)
 
 
 @pytest.fixture(scope="session")
 def tokenizer(nb, dataset):
+    """The tokenizer of the lesson."""
     return nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
-
-
-@pytest.fixture(scope="session")
-def small(nb):
-    """A small persona, its data and a tokenizer of its own, for tests that train."""
-    persona = nb.parse_persona(SMALL)
-    dataset = nb.make_dataset(persona, 5_000)
-    return persona, dataset, nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), 350)
 
 
 SMALL = """! alphabet abcdefghijklmnopqrstuvwxyz .,?!'
@@ -46,3 +51,95 @@ SMALL = """! alphabet abcdefghijklmnopqrstuvwxyz .,?!'
 # tools: i need a @tool | where is my @tool? | do you like the @tool? | the @tool is broken | give me the @tool | use the @tool
 < the @tool is @colour. | i love that @tool. + @tool, @tool, @tool. |
 """
+
+
+@pytest.fixture(scope="session")
+def small(nb):
+    """(persona, dataset, tokenizer) of a small character, for tests that train."""
+    persona = nb.parse_persona(SMALL)
+    dataset = nb.make_dataset(persona, 5_000)
+    return persona, dataset, nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), 350)
+
+
+# ---- models ----
+
+def fresh(nb, small, **kind):
+    """An untrained model for the small character, always with the same weights; `kind` changes its configuration."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": small[2].vocab_size, "width": 64, "layers": 2, "heads": 2, "ffn": 128}
+    return nb.GuppyLM(nb.GuppyConfig(**sizes | kind))
+
+
+@pytest.fixture(scope="session")
+def tiny(nb, small):
+    """One such model, for tests that only look at it."""
+    return fresh(nb, small).eval()
+
+
+def fresh_model(nb, seed, std=0.15, **kind):
+    """A small model whose random weights are large enough that every tensor has its say in the logits; those of LayerNorm
+    stay near 1."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 300, "context": 48, "width": 48, "layers": 3, "heads": 4, "ffn": 80}
+    model = nb.GuppyLM(nb.GuppyConfig(**sizes | kind)).eval()
+    for name, p in model.named_parameters():
+        norm = "norm" in name and name.endswith("weight")
+        torch.nn.init.normal_(p, mean=1.0 if norm else 0.0, std=std)
+    return model
+
+
+# ---- runs of the whole notebook, with nothing beside it, as Colab has it ----
+
+def environment(**more):
+    """The environment of a run: ours, without what is meant for the notebook or its plots, and with what is said here."""
+    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND" and not name.startswith("GUPPY_")} | more
+
+
+def as_script(folder):
+    """Write guppylm.py into the folder, as `jupyter nbconvert --to script guppylm.ipynb` does, and return its path."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "script", str(notebook.PATH), "--output-dir", str(folder), "--log-level=ERROR"]
+    subprocess.run(command, check=True)
+    return folder / "guppylm.py"
+
+
+@pytest.fixture(scope="session")
+def run_of_guppy(tmp_path_factory):
+    """The notebook as it stands through nbclient, in smoke mode: (folder, the document with its outputs)."""
+    folder = tmp_path_factory.mktemp("guppy")
+    document = nbformat.read(notebook.PATH, as_version=4)
+    client = NotebookClient(document, timeout=600, resources={"metadata": {"path": str(folder)}})
+    client.execute(env=environment(GUPPY_PRESET="smoke"))
+    return folder, document
+
+
+SHOWN = """
+import json, runpy
+import matplotlib.pyplot as plt
+from matplotlib.text import Text
+seen = []
+
+def show(*_, **__):
+    seen.extend(text for n in plt.get_fignums() for t in plt.figure(n).findobj(Text) if (text := t.get_text().strip()))
+    plt.close("all")
+
+plt.show = show
+runpy.run_path("guppylm.py", run_name="__main__")
+json.dump(seen, open("plots.json", "w"))
+"""
+
+
+@pytest.fixture(scope="session")
+def run_of_rollo(tmp_path_factory):
+    """The notebook as a script, in smoke mode, with the other character and another OUT: (folder that holds out/, what it
+    printed, all texts in its plots)."""
+    folder = tmp_path_factory.mktemp("rollo")
+    (folder / "program").mkdir()
+    script = as_script(folder / "program")
+    text, changed = re.subn(r"^PERSONA = .*$", 'PERSONA = "rollo"', script.read_text(encoding="utf-8"), flags=re.M)
+    assert changed == 1
+    script.write_text(text, encoding="utf-8")
+    run = subprocess.run([sys.executable, "-c", SHOWN], cwd=script.parent, capture_output=True, text=True, timeout=600,
+                         env=environment(GUPPY_PRESET="smoke", GUPPY_OUT="../out", MPLBACKEND="Agg"))
+    assert run.returncode == 0, run.stderr[-2_000:]
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout)
+    return folder, printed, json.loads((script.parent / "plots.json").read_text())

@@ -8,6 +8,8 @@ python tests/notebook.py FISH       the same with another: a folder such as out/
 """
 import ast
 import json
+import re
+import sys
 import types
 from pathlib import Path
 
@@ -22,7 +24,6 @@ def cells(path=PATH):
 
 def printed(path=PATH):
     """All that the stored run printed, as one string, without the codes that colour it."""
-    import re
     outputs = (output for cell in cells(path) if cell["cell_type"] == "code" for output in cell["outputs"])
     text = "\n".join("".join(output.get("text", []) or output.get("data", {}).get("text/plain", [])) for output in outputs)
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
@@ -37,7 +38,6 @@ def is_definition(node):
 
 def load(path=PATH):
     """A module with the notebook's definitions."""
-    import sys
     module = types.ModuleType("guppylm")
     sys.modules["guppylm"] = module                                  # dataclasses look their module up there
     for cell in cells(path):
@@ -49,7 +49,6 @@ def load(path=PATH):
 
 
 def main():
-    import sys
     fish = sys.argv[1] if len(sys.argv) > 1 else ROOT / "assets/pretrained"
     guppy = load()
     try:

@@ -84,9 +84,9 @@ def test_a_layer_of_attention_and_relu_on_value(nb, T, C):
         assert_gradients(values, tensor)
 
 
-def test_soft_and_dot(nb):
+def test_softmax_and_dot(nb):
     scores = [1e3, 1e3 - 2.0, -1e3]
-    assert [p.data for p in nb.soft([nb.Value(s) for s in scores])] == pytest.approx(torch.tensor(scores, dtype=torch.double).softmax(0).tolist())
+    assert [p.data for p in nb.softmax([nb.Value(s) for s in scores])] == pytest.approx(torch.tensor(scores, dtype=torch.double).softmax(0).tolist())
     rng = random.Random(3)
     a, b = ([rng.gauss(0, 1) for _ in range(9)] for _ in "ab")
     short, long = ([nb.Value(x) for x in a + b] for _ in "ab")
@@ -208,18 +208,84 @@ def test_the_cache_in_pieces_of_any_size(nb):
 
 def test_copy_cases_and_their_scores(nb, small):
     persona, dataset, tokenizer = small
-    papers = nb.exam_papers(persona, dataset, 60)
-    cases = nb.copy_cases(tokenizer, papers, 12)
+    questions = nb.exam_questions(persona, dataset, 60)
+    cases = nb.copy_cases(tokenizer, questions)[:12]
     assert 0 < len(cases) <= 12
     for word, ids, n, source, target in cases:
         assert n > 1 and source + n <= target and ids[source:source + n] == ids[target:target + n]
         assert tokenizer.decode(ids[source:source + n]) == f" {word}"
     model = fresh_model(nb, 14, vocab_size=tokenizer.vocab_size, context=128)
-    scores, share = nb.look_back(model, cases)
-    rows = [nb.attention_of(model, ids)[:, :, target + i - 1, source + i] for _, ids, n, source, target in cases for i in range(n)]
+    (layer, head), scores = nb.find_copying_head(model, cases)
+    rows = [nb.attention_of(model, case.ids)[:, :, case.target + i - 1, case.source + i] for case in cases for i in range(case.pieces)]
     torch.testing.assert_close(scores, torch.stack(rows).mean(0))
-    assert scores.shape == (3, 4) and 0 <= share <= 1
-    assert nb.copy_cases(tokenizer, [paper for paper in papers if paper[1] is None], 12) == []
+    assert scores.shape == (3, 4) and scores[layer, head] == scores.max()
+    right = []
+    for case in cases:
+        with torch.no_grad():
+            likeliest = model(torch.tensor([case.ids]))[0].argmax(-1)
+        right += [int(likeliest[case.target + i - 1]) == case.ids[case.source + i] for i in range(case.pieces)]
+    assert nb.pieces_right(model, cases) == pytest.approx(sum(right) / len(right))
+    assert nb.copy_cases(tokenizer, [question for question in questions if question[1] is None]) == []
+    assert nb.copy_cases(tokenizer, questions, context=5) == [], "rows that do not fit are left out"
+
+
+def test_a_planted_copying_head_is_found(nb, small):
+    """A head whose attention is replaced by perfect copying gets the score 1 and is the one that is found."""
+    persona, dataset, tokenizer = small
+    case = nb.copy_cases(tokenizer, nb.exam_questions(persona, dataset, 60))[0]
+    model = fresh_model(nb, 17, std=0.02, vocab_size=tokenizer.vocab_size, context=128)
+
+    def copies(module, inputs, attention):
+        planted = attention.clone()
+        for i in range(case.pieces):
+            planted[:, 3, case.target + i - 1] = 0
+            planted[:, 3, case.target + i - 1, case.source + i] = 1
+        return planted
+
+    hook = model.blocks[1].attn.dropout.register_forward_hook(copies)
+    where, scores = nb.find_copying_head(model, [case])
+    hook.remove()
+    assert where == (1, 3) and scores[1, 3] == 1
+
+
+def test_on_a_plane(nb):
+    """PCA of unit vectors: the two directions of largest variance, whatever the lengths and the signs."""
+    torch.manual_seed(18)
+    vectors = torch.randn(40, 6, dtype=torch.double) * torch.tensor([5.0, 3.0, 1.0, 0.5, 0.2, 0.1])
+    places = nb.on_a_plane(vectors)
+    units = F.normalize(vectors, dim=1)
+    units = units - units.mean(0)
+    values, directions = torch.linalg.eigh(units.T @ units)
+    torch.testing.assert_close(places.abs(), (units @ directions[:, [-1, -2]]).abs())
+    torch.testing.assert_close(nb.on_a_plane(vectors * torch.rand(40, 1).double().add(0.1)), places)
+    torch.testing.assert_close(places.square().sum(0), values[[-1, -2]])
+
+
+def test_kinds_of_words(nb, small, persona, dataset, tokenizer):
+    kinds = nb.kinds_of_words(persona, dataset, tokenizer)
+    assert {"object", "snack", "few"} <= kinds.keys() and len(kinds) <= 5
+    assert not kinds.keys() & persona.held_out_words.keys()
+    words = [word for group in kinds.values() for word in group]
+    assert len(set(words)) == len(words) and all(len(tokenizer.encode(f" {word}")) == 1 for word in words)
+    for script in (nb.ROLLO, None):
+        character = nb.parse_persona(script) if script else small[0]
+        data = nb.make_dataset(character, 5_000)
+        reads = nb.BPETokenizer.train(nb.chat_texts(data["train"]), 800)
+        groups = nb.kinds_of_words(character, data, reads)
+        assert groups and all(len(group) >= 3 for group in groups.values())
+        assert (len(groups) > 1) == bool(script), "a script without enough pools shows its common words"
+
+
+def test_in_order(nb):
+    """Parents stand before what they made, each Value once, inputs left out."""
+    rng = random.Random(19)
+    values = [nb.Value(rng.random()) for _ in range(4)]
+    for _ in range(60):
+        values.append(rng.choice([lambda x, y: x + y, lambda x, y: x * y])(rng.choice(values), rng.choice(values)))
+    order = nb.in_order(values[-1])
+    assert len(set(order)) == len(order) and order[-1] is values[-1]
+    places = {value: n for n, value in enumerate(order)}
+    assert all(not parent.parents or places[parent] < places[value] for value in order for parent in value.parents)
 
 
 def test_heads_off(nb):

@@ -26,6 +26,17 @@ SCRIPTS = {
 # s: i have a @v | my @v @w | look, @v
 < @v | @v, @v + @w |
 """,
+    "ways to ask that topics share, beside wordings that say the same": HEAD + """~ (a )*( c)
+~ you = u
+@w = b | b b
+@v* = cat | dog | emu | owl | yak | bee
+@on = do you * | * | look * or
+# t: do you @w | @on [b|b b|you]( c) | b c d | some c
+< @w:w | b
+< you [a|b] |
+# s: @on my @v | my @v @v:v | look, @v | look at @v
+< @v | @v, @v + @w |
+""",
     "parts of a topic with replies of their own": HEAD + """@n* = ann | bob | cat | dan | eve | fay
 @m = ann | an
 # t: i am @n | call me @n
@@ -38,8 +49,9 @@ SCRIPTS = {
 
 
 def conversations(nb, persona, topic, n, seed=0):
-    rng, wordings = random.Random(seed), list(persona.topics[topic].wordings)
-    return [nb.converse(persona, topic, wordings, rng) for _ in range(n)]
+    rng = random.Random(seed)
+    sides = [list(side) for side in (persona.topics[topic].own, persona.topics[topic].shared) if side]
+    return [nb.converse(persona, topic, rng.choice(sides[i % len(sides)]), rng) for i in range(n)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
@@ -60,7 +72,7 @@ def test_log_prob_is_a_distribution_and_agrees_with_samples(nb, script):
 def test_the_test_scripts_are_ambiguous(nb):
     """Texts with several derivations must exist, or the test above would not test what it says."""
     persona = nb.parse_persona(SCRIPTS["one text, many derivations"])
-    replies = next(iter(persona.topics["t"].wordings.values()))[1]
+    replies = next(iter(persona.topics["t"].wordings.values()))
     texts = Counter(text for reply in replies for text in nb.all_texts(persona, reply))
     assert max(texts.values()) >= 5
 
@@ -103,21 +115,69 @@ def test_split_is_by_wording(nb, persona, dataset):
     assert not said["unseen"] & said["train"] and not said["unseen"] & said["val"]
     assert not {c[:2] for c in dataset["val"]} & {c[:2] for c in dataset["train"]}
     for name, topic in persona.topics.items():
-        held = nb.held_out(topic.wordings)
-        assert len(held) == max(1, len(topic.wordings) // 6)
+        sides = nb.sort_wordings(persona, name)
+        used, held = sum(sides["train"], []), sum(sides["unseen"], [])
+        assert sorted(used + held) == sorted(topic.wordings) and not set(used) & set(held)
+        assert len(held) == max(1, len(topic.own) // 6) and not topic.shared
         for wording in held:                                         # no trace of a held-out wording in training, decorated or not
             some = {nb.bare(persona, text) for text in nb.all_texts(persona, nb.parse_template(wording))}
             assert not some & said["train"], (name, wording)
 
 
-def test_kept_words_and_made_up_words_stay_where_they_belong(nb, persona, dataset):
-    around, mended = nb.bare_tables(persona.decoration, tuple(persona.slips.items()))
-    known = around | set(mended) | {word for topic in persona.topics.values() for wording in topic.wordings
-                                    for text in nb.all_texts(persona, nb.parse_template(wording)) for word in nb.plain(text).split()}
-    strange = {name: {word for c in cs for word in nb.plain(c.prompt).split()} - known for name, cs in dataset.items()}
+WAYS = HEAD + """@on = do you like *? | tell me about * | so * | what about *? | i love * | i hate * | let us talk about *
+@few = one | two | three | four | five | six | seven | eight
+@how = slowly | gladly | badly | rarely | sadly | nicely | early
+# rain: it rains | it is wet | i am wet | no sun | so grey | such clouds | @on [rain|storms|the drizzle|puddles|thunder|hail]
+< yes @how. | @few drops @how. + @few:few and @how.
+# tea: i am thirsty | a cup please | no milk | two cups | sugar | hot water | @on [tea|a cup|milk tea|green tea|black tea|a teapot]
+< tea @how. | @few cups @how. + not @how.
+"""
+
+
+def test_unseen_asks_in_held_out_ways_and_in_other_wordings_by_turns(nb):
+    persona = nb.parse_persona(WAYS)
+    dataset = nb.make_dataset(persona, 4_000)
+    way, = nb.held_out(persona.ways["on"])
+    start = way.split("*")[0]
+    assert all(c.prompt.startswith(start) for c in dataset["unseen"][0::2])
+    assert not any(c.prompt.startswith(start) for c in dataset["unseen"][1::2] + dataset["train"] + dataset["val"])
+    said = {name: {nb.bare(persona, c.prompt) for c in cs} for name, cs in dataset.items()}
+    assert not said["unseen"] & (said["train"] | said["val"])
+    in_ways = [c for c in dataset["train"] if nb.bare(persona, c.prompt) in persona.topics[c.topic].bare.values()]
+    assert 0.4 < len(in_ways) / len(dataset["train"]) < 0.75, "half of what is drawn is in the topic's own words; copies of val are drawn again"
+
+
+def test_ways_to_ask(nb):
+    persona = nb.parse_persona(HEAD + """@on = do you like *? | tell me about * | so *
+@x = tea | milk
+@v* = cat | dog | emu | owl | yak | bee
+# t: do you like rain? | it rains | @on [rain|the( big) storm] | wet
+< yes @x.
+# s: @on my @v | my @v is here | look, my @v | see my @v
+< @v.
+""")
+    topic = persona.topics["t"]
+    assert set(topic.own) == {"do you like rain?", "it rains", "wet"}
+    assert set(topic.shared) == {"tell me about rain", "so rain", "do you like the storm?", "do you like the big storm?", "tell me about the storm",
+                                 "tell me about the big storm", "so the storm", "so the big storm"}, "what the topic has already is left out"
+    assert set(persona.topics["s"].shared) == {f"{way} my @v:v[]" for way in ("tell me about", "so")} | {"do you like my @v:v[]?"}
+    assert topic.way["so the storm"] == "so *" and not persona.topics["s"].own.keys() & persona.topics["s"].shared.keys()
+
+
+def test_held_out_words_and_made_up_words_stay_where_they_belong(nb, persona, dataset):
+    allowed = set()
+    for text in [*persona.slips, *sum(persona.slips.values(), []), *map(str, persona.decoration)]:
+        allowed |= set(nb.plain(text.replace("|", " ").replace("'", "")).split()) | set(nb.plain(text.replace("|", " ")).split())
+    for topic in persona.topics.values():
+        for wording in topic.wordings:
+            allowed |= set(nb.plain(nb.re.sub(r"@\w+(:\w+)?", "", nb.re.sub(r"[\[\]()|]", " ", wording))).split())
+            for tree in nb.spell_out(nb.parse_template(wording)):
+                allowed |= set(nb.plain(nb.re.sub(r"@\w+(:\w+)?", "", tree)).split())
+    allowed |= {word for pool in persona.pools.values() for text in pool for word in nb.plain(text).split()}
+    strange = {name: {word for c in cs for word in nb.plain(c.prompt).split()} - allowed for name, cs in dataset.items()}
     assert len(strange["train"]) > 3_000, "half of the words that users bring to training are made up"
     assert not strange["val"] and not strange["unseen"], "made-up words occur in train only"
-    for pool, kept in persona.kept.items():
+    for pool, kept in persona.held_out_words.items():
         assert kept and not set(kept) & set(persona.pools[pool])
 
 

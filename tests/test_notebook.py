@@ -1,120 +1,122 @@
-"""The notebook as a file and as a program: healthy, lint-free, and runs with nothing beside it."""
-import ast
+"""The notebook as a file and as a program: its stored outputs are healthy, its links lead somewhere, and it runs with nothing beside it."""
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 
+import conftest
 import nbformat
 import notebook
-import pytest
-from nbclient import NotebookClient
 
-SCORES = ("seen", "unseen", "copy", "new")
 FILES = ["README.md", "config.json", "generation_config.json", "history.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+PATHS = re.compile(r"(?<![\w.])/(root|home|work|tmp|Users|content)/\w")
+PICTURES, BYTES = 20, 1_500_000                                      # at least, and less than
 
 
-def code_cells():
-    return [cell for cell in notebook.cells() if cell["cell_type"] == "code"]
+def faults_of(document):
+    """What is wrong with the stored outputs of a notebook, as a list of sentences."""
+    code = [cell for cell in document.cells if cell.cell_type == "code"]
+    faults = ["widgets in the metadata: GitHub will not render it"] if "widgets" in document.metadata else []
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        faults.append("execution counts do not run from 1 to n: it was not run once, from top to bottom")
+    for n, output in ((n, output) for n, cell in enumerate(code, 1) for output in cell.outputs):
+        data = output.get("data", {})
+        text = "".join(output.get("text", "")) + json.dumps({kind: value for kind, value in data.items() if not kind.startswith("image/")})
+        if output.output_type == "error":
+            faults.append(f"code cell {n}: an error, {output.ename}")
+        if output.get("name") == "stderr":
+            faults.append(f"code cell {n}: text on stderr")
+        if any("widget" in kind for kind in data):
+            faults.append(f"code cell {n}: a widget")
+        if PATHS.search(text):
+            faults.append(f"code cell {n}: a path of the machine")
+        if len(text) > 12_000:
+            faults.append(f"code cell {n}: {len(text)} characters")
+        if "\r" in "".join(output.get("text", "")):
+            faults.append(f"code cell {n}: a carriage return")
+    return faults
 
 
-def test_format_and_stored_outputs():
+def pictures_in(document):
+    return sum("image/png" in output.get("data", {}) for cell in document.cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+def test_stored_outputs():
     document = nbformat.read(notebook.PATH, as_version=4)
     nbformat.validate(document)
-    assert notebook.PATH.stat().st_size < 1_500_000 and "widgets" not in document.metadata
+    assert faults_of(document) == []
+    assert notebook.PATH.stat().st_size < BYTES and pictures_in(document) >= PICTURES
     assert document.metadata.accelerator == "GPU" and document.metadata.colab.gpuType == "T4" and document.metadata.colab.toc_visible
-    cells = code_cells()
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    for cell in cells:
-        for output in cell["outputs"]:
-            assert output["output_type"] != "error" and output.get("name") != "stderr", cell["text"][:60]
-            text = "".join(output.get("text", [])) + json.dumps({k: v for k, v in output.get("data", {}).items() if "image" not in k})
-            assert "widget" not in text and not re.search(r"(?<![\w.])/(root|home|work|tmp|Users|content)/\w", text)
-            assert len(text) < 12_000 and "\r" not in text
 
 
-def test_cells_are_small_and_open_unless_they_say_what_they_hide():
-    for cell in code_cells():
-        folded = cell["metadata"].get("cellView") == "form"
-        assert folded == bool(cell["metadata"].get("jupyter", {}).get("source_hidden")) == cell["text"].startswith("#@title")
-        lines = [line for line in cell["text"].splitlines() if line.strip()]
-        assert folded or len(lines) <= 40
-        ast.parse(cell["text"])                                      # no magics, no shell lines
-        if folded and (claim := re.search(r"\(folded, (\d+) lines\)", lines[0])):
-            assert abs(int(claim[1]) - (len(lines) - 1)) <= 3, (lines[0], len(lines) - 1)
+def stored(*outputs, count=1):
+    cell = nbformat.v4.new_code_cell("pass", execution_count=count, outputs=[nbformat.from_dict(output) for output in outputs])
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), cell])
 
 
-def test_names_are_defined_once_and_the_agreed_ones_are_there(nb):
-    names = [name for cell in code_cells() for node in ast.parse(cell["text"]).body if notebook.is_definition(node)
-             for name in ([node.name] if hasattr(node, "name") else [t.id for t in getattr(node, "targets", [])])]
-    assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
-    for name in """GUPPY parse_persona make_dataset Conversation log_prob normalise CharTokenizer BPETokenizer encode_chat GuppyConfig GuppyLM Recipe
-                   train evaluate generate chat exam save_pretrained load_pretrained""".split():
-        assert hasattr(nb, name), name
+def test_planted_faults_of_outputs_are_found():
+    def stream(text, name="stdout"):
+        return {"output_type": "stream", "name": name, "text": text}
+
+    def shown(**data):
+        return {"output_type": "display_data", "metadata": {}, "data": {kind.replace("__", "/"): value for kind, value in data.items()}}
+    assert faults_of(stored(stream("fine, at 3/4 of out/guppy\n"), shown(image__png="/tmp/x"))) == []
+    planted = {"text on stderr": stored(stream("ouch", "stderr")), "a path of the machine": stored(stream("saved in /tmp/x")),
+               "execution counts": stored(count=2), "a carriage return": stored(stream("10%\r20%")), "13000 characters": stored(stream("x" * 12_998)),
+               "an error, ValueError": stored({"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}),
+               "a widget": stored({"output_type": "display_data", "metadata": {}, "data": {"application/vnd.jupyter.widget-view+json": {}}})}
+    for what, document in planted.items():
+        assert len(found := faults_of(document)) == 1 and what in found[0], (what, found)
+    document = stored()
+    document.metadata.widgets = {}
+    assert "widgets" in faults_of(document)[0] and pictures_in(stored(shown(image__png="x"), stream("y"))) == 1
 
 
-def test_definitions_do_not_lean_on_lower_case_globals(nb):
-    """A function may use what the module defines, not what some cell happened to leave behind."""
-    import builtins
-    import types
-    left = {node.id for cell in code_cells() for statement in ast.parse(cell["text"]).body if not notebook.is_definition(statement)
-            for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-
-    def used(code):
-        yield from code.co_names
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                yield from used(constant)
-    for name, thing in vars(nb).items():
-        if isinstance(thing, types.FunctionType) and thing.__module__ == nb.__name__:
-            for symbol in set(used(thing.__code__)) & left:
-                if not hasattr(builtins, symbol) and symbol not in vars(nb):
-                    loads = [node for cell in code_cells() for top in ast.parse(cell["text"]).body if getattr(top, "name", "") == name
-                             for node in ast.walk(top) if isinstance(node, ast.Name) and node.id == symbol and isinstance(node.ctx, ast.Load)]
-                    stores = {getattr(node, "id", getattr(node, "arg", "")) for cell in code_cells() for top in ast.parse(cell["text"]).body
-                              if getattr(top, "name", "") == name for node in ast.walk(top)
-                              if isinstance(node, ast.arg) or isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-                    assert not loads or symbol in stores, f"{name} uses {symbol}"
+def broken_links(texts):
+    """Links of the form (#place) in these texts of markdown cells that lead to no <a name="place"> and to no heading."""
+    places = {place for text in texts for place in re.findall(r"<a (?:name|id)=[\"']([^\"']+)", text)}
+    places |= {heading.strip().replace(" ", "-") for text in texts for heading in re.findall(r"^#+ (.*)$", text, re.M)}
+    return [link for text in texts for link in re.findall(r"\]\(#([^)]+)\)|href=[\"']#([^\"']+)", text) if "".join(link) not in places]
 
 
-def test_ruff():
-    script = "\n\n\n".join(cell["text"] for cell in code_cells())
-    subprocess.run([sys.executable, "-m", "ruff", "check", "--select=F,E9", "--ignore=F402", "-"], input=script, text=True, check=True)
-    subprocess.run([sys.executable, "-m", "ruff", "check", "--select=F,E9,I", "--line-length=160", str(notebook.ROOT / "tests")], check=True)
+def test_links_within_the_notebook_lead_somewhere():
+    assert broken_links(["## 2 · The data\n<a name='x'></a>", "[a](#2-·-The-data) [b](#x)"]) == []
+    assert len(broken_links(["## 2 · The data", "[a](#2-The-data)"])) == 1
+    assert broken_links([cell["text"] for cell in notebook.cells() if cell["cell_type"] == "markdown"]) == []
 
 
-@pytest.fixture
-def alone(tmp_path, monkeypatch):
-    """An empty folder with the .ipynb alone, as Colab has it."""
-    shutil.copy(notebook.PATH, tmp_path)
-    monkeypatch.setenv("GUPPY_PRESET", "smoke")
-    return tmp_path
+def test_every_attached_picture_is_shown_and_there():
+    for cell in notebook.cells():
+        if cell["cell_type"] == "markdown":
+            assert set(re.findall(r"attachment:([\w.-]+)", cell["text"])) == set(cell.get("attachments", {})), cell["text"][:60]
 
 
-def test_smoke_in_jupyter_with_the_notebook_alone(alone):
-    document = nbformat.read(alone / "guppylm.ipynb", as_version=4)
-    NotebookClient(document, timeout=900, resources={"metadata": {"path": str(alone)}}).execute()
+# ---- two runs: the fish through nbclient, the other character as a script ----
+
+def test_smoke_in_jupyter_with_the_notebook_alone(run_of_guppy):
+    folder, document = run_of_guppy
     outputs = [output for cell in document.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.get("name") == "stderr" or output.output_type == "error"]
+    assert pictures_in(document) >= PICTURES
     printed = "".join(output.get("text", "") for output in outputs)
-    assert all(re.search(rf"^{score} ", printed, re.M) for score in SCORES)
-    rows = [json.loads(line) for line in open(alone / "out/conversations.jsonl", encoding="utf-8")]
+    table = re.search(r"^score +model +grammar\n((?:\S.*\n)+)", printed, re.M)[1]
+    assert {"seen", "unseen", "copy", "new"} <= {line.split()[0] for line in table.splitlines()}
+    assert len(re.findall(r"^you> .*\nguppy> ", re.sub(r"\n {2,}", " ", printed), re.M)) >= 6
+    rows = [json.loads(line) for line in open(folder / "out/conversations.jsonl", encoding="utf-8")]
     assert len(rows) == 3_000 and set(rows[0]) == {"prompt", "reply", "topic"}
-    assert sorted(path.name for path in (alone / "out/guppy").iterdir()) == FILES
+    assert sorted(path.name for path in (folder / "out/guppy").iterdir()) == FILES and (folder / "out/guppy.html").is_file()
+    assert not list((folder / "out").glob("training-*")), "a finished run leaves no checkpoint"
 
 
-def test_smoke_as_a_script(alone):
-    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "script", "guppylm.ipynb", "--log-level=ERROR"], check=True, cwd=alone)
-    run = subprocess.run([sys.executable, "guppylm.py"], cwd=alone, env=os.environ | {"MPLBACKEND": "Agg", "GUPPY_OUT": "elsewhere"},
-                         capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2_000:]
-    assert (alone / "elsewhere/guppy/model.safetensors").exists() and not (alone / "out").exists()
+def test_smoke_as_a_script_of_another_character_in_another_folder(run_of_rollo):
+    folder, printed, plots = run_of_rollo
+    assert sorted(path.name for path in (folder / "out/rollo").iterdir()) == FILES and (folder / "out/rollo.html").is_file()
+    assert not (folder / "program/out").exists(), "GUPPY_OUT is where everything goes"
+    assert len(plots) > 50 and re.search(r"^whole notebook +\d", printed, re.M)
 
 
-def test_unknown_preset(alone, monkeypatch):
-    monkeypatch.setenv("GUPPY_PRESET", "turbo")
-    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "script", "guppylm.ipynb", "--log-level=ERROR"], check=True, cwd=alone)
-    run = subprocess.run([sys.executable, "guppylm.py"], cwd=alone, capture_output=True, text=True)
+def test_unknown_preset(tmp_path):
+    script = conftest.as_script(tmp_path)
+    run = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True,
+                         env=conftest.environment(GUPPY_PRESET="turbo", MPLBACKEND="Agg"))
     assert run.returncode != 0 and "GUPPY_PRESET is 'turbo'; it can be auto, full or smoke" in run.stderr

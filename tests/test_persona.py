@@ -13,49 +13,21 @@ import torch
 # words of the fish's script that a plot or a table also needs, to say what it shows
 PLAIN = set("""where number could learn temperature copies learning moves healthy library measured thing train words""".split())
 
-DRIVER = """
-import json, runpy, sys
-import matplotlib.pyplot as plt
-from matplotlib.text import Text
-seen = []
-
-def show(*_, **__):
-    seen.extend(text for n in plt.get_fignums() for t in plt.figure(n).findobj(Text) if (text := t.get_text().strip()))
-    plt.close("all")
-
-plt.show = show
-runpy.run_path("guppylm.py", run_name="__main__")
-json.dump(seen, open("plots.json", "w"))
-"""
-
-
 def words(text):
     return set(re.findall(r"[^\W\d_]+", text.lower().replace("'", "")))
 
 
 def vocabulary(nb, persona):
     """Every word that the script can say or hear, names of topics, slots and keys left out."""
-    trees = [tree for topic in persona.topics.values() for prompt, replies in topic.wordings.values() for tree in [prompt, *replies]]
-    pools = {word for pool in persona.pools for word in [*persona.pools[pool], *persona.kept.get(pool, ())]}
+    trees = [tree for topic in persona.topics.values() for wording, replies in topic.own.items()
+             for tree in [nb.parse_template(wording), *replies]]
+    pools = {word for pool in persona.pools for word in [*persona.pools[pool], *persona.held_out_words.get(pool, ())]}
     return words(" ".join([*nb.words_of([trees]), *pools, persona.head["name"]]))
 
 
 @pytest.fixture(scope="module")
 def rollo(nb):
     return nb.parse_persona(nb.ROLLO)
-
-
-@pytest.fixture(scope="module")
-def run_of_rollo(tmp_path_factory):
-    """The whole notebook as a script, in smoke mode, with the one line at the top changed: (folder, printed, texts of the plots)."""
-    folder = tmp_path_factory.mktemp("rollo")
-    code = "\n\n".join(cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code")
-    line = re.search(r"^PERSONA = .*$", code, re.M)[0]
-    (folder / "guppylm.py").write_text(code.replace(line, 'PERSONA = "rollo"', 1), encoding="utf-8")
-    run = subprocess.run([sys.executable, "-c", DRIVER], cwd=folder, capture_output=True, text=True,
-                         env=os.environ | {"GUPPY_PRESET": "smoke", "GUPPY_OUT": "out", "MPLBACKEND": "Agg"})
-    assert run.returncode == 0, run.stderr[-2_000:]
-    return folder, re.sub(r"\x1b\[[0-9;]*m", "", run.stdout), json.loads((folder / "plots.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +48,7 @@ def test_the_two_scripts_share_no_sentence(nb, persona, rollo):
 def test_nothing_of_the_fish_is_left_in_the_data(nb, rollo, run_of_rollo, fishy):
     rows = [json.loads(line) for line in open(run_of_rollo[0] / "out/conversations.jsonl", encoding="utf-8")]
     assert {row["topic"] for row in rows} == set(rollo.topics)
-    open_topics = {name for name, topic in rollo.topics.items() if any(f"@{pool}" in w for w in topic.wordings for pool in rollo.kept)}
+    open_topics = {name for name, topic in rollo.topics.items() if any(f"@{pool}" in w for w in topic.wordings for pool in rollo.held_out_words)}
     for row in rows:
         if row["topic"] not in open_topics:                          # made-up words may hit any word
             assert not words(f"{row['prompt']} {row['reply']}") & fishy, row
@@ -129,7 +101,7 @@ def test_report_of_a_script_with_faults_to_find(nb):
     assert rows["fewest wordings"] == (3, "kites") and rows["fewest replies"] == (81, "kites")
     share, pair = rows["closest wordings of two topics"]
     assert share == 1 and pair == "'is the kite red' (kites), 'the kite is red' (paint)"
-    assert rows["words that stand once in its wordings"] == (4, "do fly how like")
+    assert rows["words that stand once in its topic"] == (4, "do fly how like")
     assert rows["warnings of the linter"][0] == 2 and "topic kites has 3 wordings" in rows["warnings of the linter"][1]
 
 
@@ -154,9 +126,9 @@ def test_a_persona_in_greek_trains_chats_and_is_saved(nb, tmp_path, capsys):
     replies = [nb.chat(prompt, model, tokenizer, seed=0) for prompt in ("ΓΕΙΆ ΣΟΥ", "τι ώρα είναι;", "με λένε Θάλεια")]
     letters = set(persona.head["alphabet"]) | {" "}
     assert all(reply and set(reply) <= letters for reply in replies), replies
-    papers = nb.exam_papers(persona, dataset, 40)
-    scores, passed = nb.mark(persona, dataset, papers, [c.reply for _, _, c in papers])
-    assert all(passed) and {"seen", "unseen", "copy"} <= {score for score, _, _ in papers}
+    questions = nb.exam_questions(persona, dataset, 40)
+    scores, passed = nb.grade(persona, dataset, questions, [c.reply for _, _, c in questions])
+    assert all(passed) and {"seen", "unseen", "copy"} <= {score for score, _, _ in questions}
     assert nb.exam(model, tokenizer, persona, dataset, 60)["seen"] > 0.2
     nb.save_pretrained(model, tokenizer, tmp_path / "ρολόι")
     again, same = nb.load_pretrained(tmp_path / "ρολόι")

@@ -1,8 +1,15 @@
-"""What README and section 0 say of a run is what the stored run printed."""
+"""What README and section 0 say of a run is what the stored run printed, and the tool that writes it there can be trusted."""
+import base64
+import io
 import re
 
 import benchmark
+import nbformat
 import notebook
+import numpy as np
+import pytest
+import refresh
+from PIL import Image
 
 README = (notebook.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -13,8 +20,18 @@ def squeezed(text):
 
 def test_two_commands():
     blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
-    assert [len(block.strip().splitlines()) for block in blocks[:2]] == [1, 1]
+    assert [len(block.strip().splitlines()) for block in blocks] == [1, 1]
 
+
+def test_every_file_that_is_named_is_there():
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)|src=\"(?!https?:)([^\"]+)\"", README)
+    commands = re.findall(r"\bpython3? ([\w/.]+\.py)\b", README)
+    assert links and {"tests/notebook.py", "tests/tools/refresh.py", "tests/tools/make_assets.py", "tests/tools/benchmark.py"} <= set(commands)
+    for target in ["".join(link) for link in links] + [name for name in commands if name != "guppylm.py"]:
+        assert (notebook.ROOT / target).exists(), target
+
+
+# ---- the stored run ----
 
 def stored_parts():
     section = next(c["text"] for c in notebook.cells() if "<!-- stored-run" in c["text"])
@@ -22,38 +39,124 @@ def stored_parts():
         yield text[text.index("<!-- stored-run"):text.index("<!-- end -->")]
 
 
+def test_section_0_and_the_readme_are_what_refresh_writes_from_the_stored_run():
+    printed = notebook.printed()
+    readme, section = (part[part.index("-->") + 3:].strip() for part in stored_parts())
+    assert readme == refresh.results(printed)
+    assert section == refresh.road_map(printed)
+
+
 def test_transcripts_are_those_of_the_stored_run():
-    printed = squeezed(notebook.printed())
+    """The same, not by way of refresh: every line between the fences was printed."""
+    printed = squeezed(notebook.printed()).splitlines()
     for part in stored_parts():
-        lines = [squeezed(line) for line in part.splitlines() if re.match(r"(you|guppy)> ", line)]
-        assert len(lines) >= 6
-        for line in lines:
-            assert line in printed.splitlines(), line
+        lines = [squeezed(line) for block in re.findall(r"```\n(.*?)```", part, re.S) for line in block.splitlines() if line.strip()]
+        assert sum(line.startswith("you> ") for line in lines) >= 5 <= sum(line.startswith("guppy> ") for line in lines)
+        assert not [line for line in lines if line not in printed]
 
 
 def test_numbers_are_those_of_the_stored_run():
     """In the tables between the marks, all numbers of a row stand in one line of output that begins with the row's name; those of
     the exam in the table of model and grammar."""
     printed = squeezed(notebook.printed())
-    exam = re.search(r"^score model grammar\n(?:.+\n)+", printed, re.M)[0].splitlines()
+    exam = re.search(r"^score model grammar\n(?:\S.*\n)+", printed, re.M)[0].splitlines()
+    scores = {line.split()[0] for line in exam[1:]}
+    assert {"seen", "unseen", "copy", "new"} <= scores
     for part in stored_parts():
-        checked = 0
+        checked = set()
         for row in re.findall(r"^\|(.*)\|$", part, re.M)[2:]:
             name, *values = [value.strip() for value in row.split("|")]
             ours = [value for value in values if re.fullmatch(r"[\d.,]+%?", value)]
-            lines = exam if name in ("seen", "unseen", "copy", "new") else printed.splitlines()
             if ours:
-                assert any(line.startswith(name) and set(ours) <= set(line.split()) for line in lines), (name, ours)
-                checked += 1
-        assert checked >= 8
-
-
-def test_every_link_to_a_file_leads_somewhere():
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)|src=\"(?!https?:)([^\"]+)\"", README):
-        assert (notebook.ROOT / "".join(target)).exists(), target
+                lines = exam if name in scores else printed.splitlines()
+                assert any(line.startswith(f"{name} ") and set(ours) <= set(line.split()) for line in lines), (name, ours)
+                checked.add(name)
+        assert len(checked) >= 8 and (part not in README or scores <= checked)
 
 
 def test_the_benchmark_table_is_that_of_the_stored_curves():
     curves = benchmark.read_curves(notebook.ROOT / "assets/benchmark.csv")
     assert benchmark.markdown(curves) in README
     assert curves["reference"][-1]["step"] == 1_500 and len(curves["ours"]) >= 20
+
+
+# ---- refresh ----
+
+PRINTED = """cpu, bfloat16, preset auto (6600 training steps), seed 0, Python 3.11
+you>   hello
+guppy> hello. that is a long one, which was
+       wrapped here.
+
+you>   bye
+guppy> bye.
+
+score   model   grammar
+seen    99.0%   100.0%
+unseen  87.4%   100.0%
+free    61.5%
+copy    nan%    100.0%
+new     86.7%    89.0%
+
+score   32 bits  8 bits
+seen    98.0%    98.0%
+uniform: every token alike     7.090  1,200.0
+bigram: after the one before   2.346  10.4
+our model, validation          0.4
+floor: the grammar itself      0.352
+our model, validation          0.360
+9 training  1.5
+9 training  576.1
+whole notebook  975.1
+"""
+
+
+def test_refresh_copies_whatever_was_printed():
+    assert refresh.exam_rows(PRINTED) == [("seen", "99.0%", "100.0%"), ("unseen", "87.4%", "100.0%"), ("free", "61.5%", ""),
+                                          ("copy", "nan%", "100.0%"), ("new", "86.7%", "89.0%")]
+    assert refresh.transcript(PRINTED, 6) == ["you>   hello\nguppy> hello. that is a long one, which was\n       wrapped here.", "you>   bye\nguppy> bye."]
+    text = refresh.results(PRINTED)
+    for row in ("| free | 61.5% |  |", "| our model, validation | 0.360 |", "| bigram: after the one before | 2.346 |", "| 9 training | 576.1 |",
+                "| seconds of the stored run: cpu, bfloat16, preset auto (6600 training steps) | |", "| whole notebook | 975.1 |"):
+        assert row in text.splitlines()
+    for name, what in (("floor: the grammar", "a row 'floor: the grammar itself'"), ("score   model", "the table of the exam"), ("you>", "a talk")):
+        with pytest.raises(SystemExit, match=f"did not print {what}"):
+            refresh.results(PRINTED.replace(name, "x"))
+    assert refresh.replace("a <!-- stored-run: x -->\nold\n<!-- end --> b", "new") == "a <!-- stored-run: x -->\nnew\n<!-- end --> b"
+
+
+def output(kind, **fields):
+    return nbformat.from_dict({"output_type": kind, **fields})
+
+
+def test_refresh_cleans_outputs():
+    streams = [output("stream", name="stdout", text=text) for text in ("one\n", "10%\r50%\r90%\r\n", "two")]
+    streams.insert(1, output("stream", name="stderr", text="IOStream.flush timed out\n"))
+    shown = output("display_data", metadata={}, data={"text/plain": "x"})
+    assert [o.get("text") for o in refresh.clean([*streams, shown, output("stream", name="stderr", text="ouch")])] == ["one\n90%\ntwo", None, "ouch"]
+
+
+def test_refresh_reduces_pictures_and_keeps_their_colours():
+    """A page of gray noise with a wide orange area and a blue line of one pixel: both keep their colours, white stays white."""
+    pixels = np.random.default_rng(0).integers(100, 200, (120, 300, 1)).repeat(3, axis=2).astype(np.uint8)
+    pixels[:, :50], pixels[:, 50:120], pixels[60, :200] = 255, (255, 127, 14), (31, 119, 180)
+    before = io.BytesIO()
+    Image.fromarray(pixels).convert("RGBA").save(before, "PNG")
+    data = base64.b64encode(before.getvalue()).decode()
+    cleaned, = refresh.clean([output("display_data", metadata={}, data={"image/png": data, "text/plain": "<Figure>"})])
+    assert len(cleaned.data["image/png"]) < 0.7 * len(data) and cleaned.data["text/plain"] == "<Figure>"
+    after = np.asarray(Image.open(io.BytesIO(base64.b64decode(cleaned.data["image/png"]))).convert("RGB"))
+    assert after.shape == pixels.shape and len(np.unique(after.reshape(-1, 3), axis=0)) == 64
+    exact = np.s_[:, :120], np.s_[60, :200]
+    assert all((after[part] == pixels[part]).all() for part in exact) and abs(after.astype(int) - pixels).max() <= 2
+    few = io.BytesIO()
+    Image.new("P", (20, 20)).save(few, "PNG", optimize=True)
+    assert len(refresh.few_colours(few.getvalue())) <= len(few.getvalue())
+
+
+def test_refresh_tells_how_far_it_is(capsys):
+    tell = refresh.Progress()
+    for cell in [nbformat.v4.new_markdown_cell("# Title\n## Part"), nbformat.v4.new_code_cell("## no heading"), nbformat.v4.new_markdown_cell("## 2 · Data\ntext"),
+                 nbformat.v4.new_code_cell("1"), nbformat.v4.new_markdown_cell("### deeper")]:
+        tell(cell=cell, cell_index=0)
+    tell.end()
+    assert re.fullmatch(r"Part: [\d.]+ s\n2 · Data: [\d.]+ s\n", capsys.readouterr().out)

@@ -1,5 +1,7 @@
 """Both tokenizers: any text comes back, and the file means the same to Hugging Face's engine."""
+import json
 import random
+import re
 import time
 from collections import Counter
 
@@ -16,8 +18,20 @@ def strange_texts(n, seed=0):
     return ["".join(chr(rng.choice(rng.choice(letters))) for _ in range(rng.randrange(60))) for _ in range(n)]
 
 
+FIRST_SPLIT = re.compile(r""" ?[^ \n.,!?;:'"]+| ?[.,!?;:'"]+|[ \n]""")             # the split before other scripts had signs
+SIGNS = "¿¡«»。，、．？！；：「」『』《》؟،؛۔।॥"
+
+
+def texts_in_many_scripts(n, seed=0):
+    """Words of several scripts between signs, spaces and newlines, at random."""
+    rng = random.Random(seed)
+    words = ["fish", "don't", "qué", "señor", "там", "ελλάδα", "我是一条鱼", "水很暖和", "これは魚です", "물고기", "سمكة", "ماهی", "मछली", "ปลาทอง", "דג", "ձուկ", "🐟", "e\u0301", "1２٣"]
+    between = [*".,!?;:'\"", *SIGNS, " ", " ", " ", "\n", "", "…", "’", "—", "\u3000", "\u200f", "\u00a0"]
+    return ["".join(rng.choice(words) + "".join(rng.choices(between, k=rng.randrange(4))) for _ in range(rng.randrange(1, 14))) for _ in range(n)]
+
+
 def test_bpe_round_trip(nb, tokenizer):
-    for text in EDGES + strange_texts(1_000):
+    for text in EDGES + strange_texts(1_000) + texts_in_many_scripts(200, seed=3):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert all(nb.END < i < tokenizer.vocab_size for i in ids)
@@ -26,7 +40,7 @@ def test_bpe_round_trip(nb, tokenizer):
 def test_same_ids_as_hugging_face(nb, tokenizer, dataset, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = [text for c in dataset["train"][:550] for text in (c.prompt, c.reply)] + EDGES + strange_texts(900, seed=1)
+    texts = [text for c in dataset["train"][:550] for text in (c.prompt, c.reply)] + EDGES + strange_texts(900, seed=1) + texts_in_many_scripts(400)
     assert len(texts) >= 2_000
     for text in texts:
         encoded = theirs.encode(text, add_special_tokens=False)
@@ -47,18 +61,78 @@ def test_same_merges_as_hugging_face(nb, tokenizer, dataset):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
     vocabulary = theirs.get_vocab()
     letters = nb.byte_letters()
-    ours = {"".join(letters[byte] for byte in b): i for i, b in tokenizer.bytes.items()}
+    ours = {"".join(letters[byte] for byte in b): i for i, b in tokenizer.vocab.items()}
     assert {token: i for token, i in vocabulary.items() if token not in nb.CONTROL} == ours
+
+
+def test_the_split_is_cut_alike_by_both_engines(nb):
+    theirs = tokenizers.pre_tokenizers.Split(tokenizers.Regex(nb.SPLIT.pattern), "isolated")
+    for text in EDGES + strange_texts(400, seed=5) + texts_in_many_scripts(400, seed=6):
+        assert [piece for piece, _ in theirs.pre_tokenize_str(text)] == nb.SPLIT.findall(text), text
+        assert "".join(nb.SPLIT.findall(text)) == text
+
+
+def test_signs_of_other_scripts_are_signs(nb):
+    assert set(".,!?;:'\"" + SIGNS) == set(nb.SIGNS) and len(nb.SIGNS) == len(set(nb.SIGNS))
+    for sign in nb.SIGNS:
+        assert nb.SPLIT.findall(f"a{sign}b {sign}{sign} c") == ["a", sign, "b", f" {sign}{sign}", " c"]
+    for text, words in {"¿qué es eso? ¡agua!": ["¿", "qué", " es", " eso", "?", " ¡", "agua", "!"], "那是什么？等等。": ["那是什么", "？", "等等", "。"],
+                        "ما هذا؟ ماء، ماء؛": ["ما", " هذا", "؟", " ماء", "،", " ماء", "؛"], "यह क्या है? पानी।": ["यह", " क्या", " है", "?", " पानी", "।"]}.items():
+        assert nb.SPLIT.findall(text) == words
+
+
+def test_english_is_split_as_before(nb, dataset):
+    texts = [text for part in dataset.values() for c in part for text in (c.prompt, c.reply)]
+    texts += [nb.GUPPY, nb.ROLLO, "“so,” he said—don’t… it’s £3 (or €4): naïve café; 50% – no?", *map(chr, range(0xa1)), *("".join(chr(i) for i in range(160)),)]
+    rng = random.Random(8)
+    texts += ["".join(chr(rng.choice((rng.randrange(160), 0x2019, 0x2014, 0x2026, 0xe9))) for _ in range(40)) for _ in range(300)]
+    for text in texts:
+        assert nb.SPLIT.findall(text) == FIRST_SPLIT.findall(text)
+
+
+def test_learns_from_texts_without_spaces(nb):
+    tokenizer = nb.BPETokenizer.train(["我是一条鱼。你好吗？", "我是一条鱼，水很暖和。", "水很暖和！"] * 3, 400)
+    assert len(tokenizer.encode("我是一条鱼")) == 1 and len(tokenizer.encode("水很暖和")) == 1
+    assert tokenizer.decode(tokenizer.encode("我是一条鱼。水很暖和？")) == "我是一条鱼。水很暖和？" and len(tokenizer.encode("我是一条鱼。")) == 2
+    assert nb.learn_merges(["我是一条鱼。你好吗？我是鱼"] * 3, 300) == nb.learn_merges_slowly(["我是一条鱼。你好吗？我是鱼"] * 3, 300)
+
+
+def test_slow_and_fast_learn_the_same(nb, dataset):
+    texts = nb.chat_texts(dataset["train"][:400])
+    assert nb.learn_merges(texts, 400) == nb.learn_merges_slowly(texts, 400)
+    for seed in range(30):
+        rng = random.Random(seed)
+        texts = ["".join(rng.choices("aab .", k=30)) for _ in range(5)]
+        assert nb.learn_merges(texts, 300) == nb.learn_merges_slowly(texts, 300)
+
+
+def test_a_file_with_the_first_split_keeps_it(nb, tokenizer, tmp_path):
+    first = nb.BPETokenizer(list(tokenizer.merges), FIRST_SPLIT.pattern)
+    first.save(tmp_path / "first.json")
+    again, theirs = nb.BPETokenizer.load(tmp_path / "first.json"), tokenizers.Tokenizer.from_file(str(tmp_path / "first.json"))
+    assert again.split == FIRST_SPLIT.pattern == nb.FIRST_SPLIT and again.content() == first.content() != tokenizer.content()
+    for text in texts_in_many_scripts(100, seed=7):
+        assert again.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    data = json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
+    for pattern in ("x", "(a+)+$", " ?[^ ]+"):
+        data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+        (tmp_path / "bad.json").write_text(json.dumps(data))
+        with pytest.raises(ValueError, match="its split is another"):
+            nb.BPETokenizer.load(tmp_path / "bad.json")
 
 
 def test_save_and_load(nb, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.json")
     again = nb.BPETokenizer.load(tmp_path / "t.json")
-    assert again.merges == tokenizer.merges and again.bytes == tokenizer.bytes
+    assert again.merges == tokenizer.merges and again.vocab == tokenizer.vocab
     for content in ("", "{", "[]", '{"model": {}}', '{"model": {"vocab": {}, "merges": [["a", "b"]]}}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match="bad.json is no tokenizer.json"):
             nb.BPETokenizer.load(tmp_path / "bad.json")
+    data = tokenizer.content() | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}
+    (tmp_path / "bad.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="bad.json is no tokenizer.json"):
+        nb.BPETokenizer.load(tmp_path / "bad.json")
 
 
 def test_training_is_quick_and_its_tokens_are_used(nb, dataset):
@@ -66,7 +140,7 @@ def test_training_is_quick_and_its_tokens_are_used(nb, dataset):
     tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
     assert time.time() - started < 10
     occurs = Counter(i for c in dataset["train"] for i in nb.encode_chat(tokenizer, c.prompt, c.reply)[0])
-    merged = [i for i in tokenizer.bytes if i >= 259]
+    merged = [i for i in tokenizer.vocab if i >= 259]
     assert len(merged) == nb.VOCABULARY - 259
     assert sum(occurs[i] >= 10 for i in merged) >= 0.7 * len(merged)
 
@@ -88,3 +162,54 @@ def test_characters(nb):
     assert tokenizer.decode(tokenizer.encode("shell")) == "shell" and tokenizer.encode("") == []
     with pytest.raises(ValueError, match="never seen in training: x z"):
         tokenizer.encode("xyz".replace("y", "h"))
+
+
+def test_surprises_of_the_grammar_add_up(nb, persona, dataset, tokenizer):
+    """The chain rule: what the tokens of a reply cost the grammar, one after the other, is what the reply costs."""
+    for c in dataset["val"][:25]:
+        surprises = nb.grammar_surprise(tokenizer, persona, c)
+        ids, loss_mask = nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)
+        assert len(surprises) == sum(loss_mask) and min(surprises) > -1e-9
+        assert sum(surprises) == pytest.approx(-nb.log_prob(persona, c.topic, c.prompt, c.reply), rel=1e-6)
+
+
+def test_next_words_is_a_distribution(nb, persona, dataset):
+    for c in dataset["val"][:10]:
+        total = nb.next_words(persona, c.topic, c.prompt, []).total()
+        words = nb.SPLIT.findall(c.reply)
+        for n, word in enumerate([*words, ""]):
+            options = nb.next_words(persona, c.topic, c.prompt, words[:n])
+            assert options.total() == pytest.approx(total) and options[word] > 0
+            total = options[word]
+
+
+def test_batches_are_whole_epochs(nb, dataset, tokenizer):
+    import torch
+    rows = nb.rows_by_length(tokenizer, dataset["val"][:200], "cpu")
+    stream = nb.batches(rows, 16, torch.Generator().manual_seed(0))
+    epochs = []
+    for _ in range(2):
+        seen = []
+        while len(seen) < 200:
+            ids, loss_mask = next(stream)
+            assert ids.shape == loss_mask.shape and len(ids) <= 16
+            seen += [tuple(row) for row in ids.tolist()]
+        epochs.append(seen)
+    assert Counter(epochs[0]) == Counter(epochs[1]) == Counter(tuple(nb.encode_chat(tokenizer, c.prompt, c.reply)[0]) for c in dataset["val"][:200])
+    assert epochs[0] != epochs[1]
+
+
+def test_yardsticks_fall(nb, small):
+    persona, dataset, tokenizer = small
+    losses = list(nb.yardsticks(tokenizer, persona, dataset).values())
+    assert losses == sorted(losses, reverse=True) and losses[-1] > 0
+
+
+def test_the_bigram_babbles(nb, small):
+    persona, dataset, tokenizer = small
+    followers = {}
+    for (a, b), n in Counter(nb.counted_pairs(tokenizer, dataset["train"])).items():
+        followers.setdefault(a, {})[b] = n
+    replies = {nb.babble(tokenizer, followers, lambda counts: rng.choices(*zip(*counts.items()))[0]) for rng in map(random.Random, range(10))}
+    assert len(replies) > 3 and all(replies)
+    assert len(nb.babble(tokenizer, {token: {300: 1} for token in range(500)}, max, limit=7)) == 7 * len(tokenizer.vocab[300])

@@ -1,6 +1,6 @@
 """Train two recipes side by side: that of the existing guppylm, and the notebook's own, from the same start on the same data.
 
-python tests/benchmark.py --device cpu --steps 1500 --out out/benchmark
+python tests/tools/benchmark.py --device cpu --steps 1500 --out out/benchmark
 
 Both train the notebook's model with the notebook's tokenizer on the same conversations, one after the other on the same machine in the
 same precision, and are measured on the same 500 validation conversations in nats per reply token; the time for that is not counted.
@@ -11,13 +11,18 @@ start at 0.02. Its schedule, 200 + 9,800 steps, is stretched over --steps. Ours 
 --data takes conversations of your own: a line of JSON each, with prompt, reply and perhaps topic.
 """
 import argparse
+import contextlib
 import csv
 import json
 import math
 import random
+import re
 import shutil
+import sys
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))           # for notebook.py
 
 import notebook
 import numpy as np
@@ -42,24 +47,33 @@ def read(nb, path):
 
 
 class Clock:
-    """Seconds of training, and the validation loss along them; the time that looking takes is left out."""
+    """The validation loss along the seconds of training; the time that a validation takes is left out."""
 
     def __init__(self, nb, tokenizer, dataset, minutes):
-        self.look_up = lambda model: nb_evaluate(model, tokenizer, dataset["val"][:500])
-        nb_evaluate, self.minutes, self.spent, self.since, self.curve = nb.evaluate, minutes, 0.0, None, []
+        self.nb, self.tokenizer, self.val = nb, tokenizer, dataset["val"][:500]
+        self.minutes, self.spent, self.since, self.curve = minutes, 0.0, None, []
 
-    def seconds(self):
-        return self.spent + (time.perf_counter() - self.since if self.since else 0.0)
+    def start(self):
+        self.since = time.perf_counter()
 
-    def look(self, model, step, tokens):
+    def validate(self, model, step, tokens):
+        """For a loop of our own: stops the time, measures, goes on."""
         if next(model.parameters()).is_cuda:
             torch.cuda.synchronize()
-        self.spent, self.since = self.seconds(), None
-        loss = self.look_up(model)
-        self.curve.append({"seconds": self.spent, "step": step, "tokens": tokens, "loss": loss})
-        print(f"  step {step:6} {tokens:10,} tokens {self.spent:8.1f} s  loss {loss:.3f}", flush=True)
-        self.since = time.perf_counter()
-        return loss
+        self.spent += time.perf_counter() - self.since
+        self.note({"seconds": self.spent, "step": step, "tokens": tokens, "val": self.nb.evaluate(model, self.tokenizer, self.val)})
+        self.start()
+
+    def note(self, entry):
+        """An entry of a history, such as `train` hands to `on_log`; its seconds are those of training alone. Raises Enough."""
+        self.curve.append({"seconds": entry["seconds"], "step": entry["step"], "tokens": entry["tokens"], "loss": entry["val"]})
+        print(f"  step {entry['step']:6} {entry['tokens']:10,} tokens {entry['seconds']:8.1f} s  loss {entry['val']:.3f}", flush=True)
+        if self.minutes and entry["seconds"] > 60 * self.minutes:
+            raise Enough
+
+
+class Enough(Exception):
+    """The time that was given is over."""
 
 
 def train_reference(nb, model, tokenizer, dataset, recipe, every, clock):
@@ -81,7 +95,7 @@ def train_reference(nb, model, tokenizer, dataset, recipe, every, clock):
     scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "float16")
     order, tokens = torch.Generator().manual_seed(recipe.seed), 0
     plan = iter(())
-    clock.since = time.perf_counter()
+    clock.start()
     for step in range(recipe.steps):
         if (part := next(plan, None)) is None:
             plan = iter(torch.randperm(len(rows), generator=order).split(32))
@@ -102,35 +116,11 @@ def train_reference(nb, model, tokenizer, dataset, recipe, every, clock):
         scaler.step(optimizer)
         scaler.update()
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            clock.look(model, step + 1, tokens)
-            if clock.minutes and clock.seconds() > 60 * clock.minutes:
-                break
-
-
-def train_ours(nb, model, tokenizer, dataset, recipe, clock):
-    """The notebook's own train(), its looks timed."""
-    evaluate, rate, progress = nb.evaluate, nb.learning_rate, {"step": 0, "tokens": 0}
-    count = nb.Checkpoint.count
-
-    def timed_rate(recipe, step):
-        clock.since = clock.since or time.perf_counter()
-        if clock.minutes and clock.seconds() > 60 * clock.minutes:
-            raise KeyboardInterrupt
-        return rate(recipe, step)
-
-    def timed_count(run, ids, loss):
-        count(run, ids, loss)
-        progress.update(step=run.step, tokens=run.tokens)
-    nb.evaluate = lambda model, tokenizer, conversations: clock.look(model, **progress)
-    nb.learning_rate, nb.Checkpoint.count = timed_rate, timed_count
-    try:
-        nb.train(model, tokenizer, dataset, recipe)
-    finally:
-        nb.evaluate, nb.learning_rate, nb.Checkpoint.count = evaluate, rate, count
+            clock.validate(model, step + 1, tokens)
 
 
 def reach(curve, loss):
-    """(seconds, tokens) at which a curve first comes down to a loss, along a line between two looks; None if it never does."""
+    """(seconds, tokens) at which a curve first comes down to a loss, along a line between two validations; None if it never does."""
     for before, after in zip([curve[0], *curve], curve):
         if after["loss"] <= loss:
             share = 1.0 if before is after else (before["loss"] - loss) / max(before["loss"] - after["loss"], 1e-9)
@@ -143,10 +133,11 @@ def to_readme(folder):
     for name in ("benchmark.csv", "benchmark.png"):
         shutil.copy(folder / name, notebook.ROOT / "assets")
     path = notebook.ROOT / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split("<!-- benchmark: written by tests/benchmark.py --readme -->\n")
-    _, after = rest.split("<!-- benchmark end -->")
     table = markdown(read_curves(folder / "benchmark.csv"))
-    path.write_text(f"{before}<!-- benchmark: written by tests/benchmark.py --readme -->\n{table}\n<!-- benchmark end -->{after}", encoding="utf-8")
+    text, changed = re.subn(r"(<!-- benchmark: [^>]*-->\n).*?(\n<!-- benchmark end -->)", lambda m: m[1] + table + m[2],
+                            path.read_text(encoding="utf-8"), flags=re.S)
+    assert changed == 1, "README.md lacks the two comments between which the table stands"
+    path.write_text(text, encoding="utf-8")
 
 
 def main():
@@ -187,10 +178,11 @@ def main():
         recipe = nb.Recipe(steps=steps, every=every, precision=precision, seed=options.seed)
         clock = Clock(nb, tokenizer, dataset, options.minutes)
         print(f"\n{name}: {steps} steps")
-        if name == "reference":
-            train_reference(nb, model, tokenizer, dataset, recipe, every, clock)
-        else:
-            train_ours(nb, model, tokenizer, dataset, recipe, clock)
+        with contextlib.suppress(Enough):
+            if name == "reference":
+                train_reference(nb, model, tokenizer, dataset, recipe, every, clock)
+            else:
+                nb.train(model, tokenizer, dataset, recipe, on_log=clock.note)
         curves[name] = clock.curve
     report(curves, floor, Path(options.out))
     if options.readme:

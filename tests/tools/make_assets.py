@@ -1,8 +1,8 @@
 """Train the fish that the repository gives away, examine it, and write it where others find it.
 
-python tests/make_assets.py                          trains `full` (12,000 steps), rounds to float16, examines, and writes
-                                                     assets/pretrained/ and assets/guppy.html
-python tests/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
+python tests/tools/make_assets.py                          trains `full` (12,000 steps), rounds to float16, examines, and writes
+                                                           assets/pretrained/ and assets/guppy.html
+python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
 A run that is cut short goes on from its checkpoint in out/. The trained fish stays in out/full, and is used again while script, recipe
 and model are the same; --again trains anew. fingerprint.json says what the assets were made of: tests/test_pretrained.py
@@ -11,9 +11,12 @@ recomputes it, so that assets that no longer fit the notebook show.
 import argparse
 import hashlib
 import json
+import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import notebook
 import torch
 
@@ -25,9 +28,20 @@ def fingerprint(nb, model, tokenizer):
     ids = nb.encode_chat(tokenizer, nb.normalise(PROMPT))[0]
     with torch.no_grad():
         logits = model(torch.tensor([ids], device=model.device))[0, -1].cpu()
-    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()
     return {"script": digest(nb.GUPPY), "tokenizer": digest(json.dumps(tokenizer.content(), sort_keys=True)), "config": asdict(model.config),
             "prompt": PROMPT, "ids": ids, "logits": [round(x, 4) for x in logits.tolist()]}
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def examine(nb, model, tokenizer, persona, dataset, n=500):
+    """(scores, ceiling): the shares of the model, and those of the grammar with its own replies to the same questions."""
+    questions = nb.exam_questions(persona, dataset, n, nb.SEED)
+    replies = nb.answers(model, tokenizer, questions, nb.SEED)
+    own = [conversation.reply for _, _, conversation in questions]
+    return nb.grade(persona, dataset, questions, replies)[0], nb.grade(persona, dataset, questions, own)[0]
 
 
 def main():
@@ -40,9 +54,8 @@ def main():
     persona = nb.parse_persona(nb.GUPPY)
     dataset = nb.make_dataset(persona, 60_000, nb.SEED)
     tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
-    demo = [prompt.strip() for prompt in persona.head["demo"].split("|")]
     recipe = nb.Recipe(steps=options.steps, every=max(20, options.steps // 12))
-    made_of = json.dumps([hashlib.sha256(nb.GUPPY.encode()).hexdigest(), asdict(recipe), asdict(nb.GuppyConfig(tokenizer.vocab_size))])
+    made_of = json.dumps([digest(nb.GUPPY), asdict(recipe), asdict(nb.GuppyConfig(tokenizer.vocab_size))])
     raw = nb.OUT / ("full" if options.steps == 12_000 else f"full-{options.steps}")
     if not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
         model, _ = nb.load_pretrained(raw)
@@ -50,21 +63,19 @@ def main():
     else:
         torch.manual_seed(nb.SEED)
         model = nb.GuppyLM(nb.GuppyConfig(vocab_size=tokenizer.vocab_size)).to(nb.DEVICE)
-        history = nb.train(model, tokenizer, dataset, recipe, demo, nb.OUT)
+        history = nb.train(model, tokenizer, dataset, recipe, persona.demo, nb.OUT)
         if not history or history[-1]["step"] < options.steps:
             raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
         nb.save_pretrained(model, tokenizer, raw, history)
         (raw / "made_of.json").write_text(made_of)
     model = model.half().float()                                     # what is examined is what is written
-    papers = nb.exam_papers(persona, dataset, 500, nb.SEED)
-    scores, ceiling = (nb.mark(persona, dataset, papers, replies)[0]
-                       for replies in (nb.answers(model, tokenizer, papers, nb.SEED), [c.reply for _, _, c in papers]))
+    scores, ceiling = examine(nb, model, tokenizer, persona, dataset)
     folder = options.out / "pretrained"
-    nb.save_pretrained(model, tokenizer, folder, history, scores, ceiling, "guppy", torch.float16)
+    nb.save_pretrained(model, tokenizer, folder, history, scores, ceiling, persona.name, torch.float16)
     model, tokenizer = nb.load_pretrained(folder)
     (folder / "fingerprint.json").write_text(json.dumps(fingerprint(nb, model, tokenizer) | {"scores": scores, "ceiling": ceiling}) + "\n")
-    page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.head["name"], demo)
-    nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{ceiling[name]:.1%}") for name, share in scores.items()))
+    page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.name, persona.demo)
+    nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{ceiling.get(name, math.nan):.1%}") for name, share in scores.items()))
     nb.show_table(("file", "bytes"), *((path.name, path.stat().st_size) for path in [*sorted(folder.glob("[!.]*")), page]))
 
 

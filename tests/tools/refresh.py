@@ -1,0 +1,206 @@
+"""Run the notebook from top to bottom, keep its outputs, and copy what it printed into section 0 and the README.
+
+python tests/tools/refresh.py           runs it (about a quarter of an hour on two cores) and then copies
+python tests/tools/refresh.py --copy    only copies from the outputs that are stored
+
+It prints a line for every section that is done. Pictures are stored with 64 colours.
+"""
+import argparse
+import base64
+import io
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import nbformat
+import notebook
+import numpy as np
+from nbclient import NotebookClient
+from PIL import Image
+
+ROADS = {                                                            # section of the clock -> what goes in, what comes out
+    "2 data": ("a script of {lines} lines", "{conversations} conversations"),
+    "3-4 tokens": ("their text", "a vocabulary of {vocabulary} tokens"),
+    "5 batches": ("tokens", "rows of one length, marks for what counts"),
+    "6 yardsticks": ("tokens", "reference losses to compare with"),
+    "7-8 model": ("nothing but random numbers", "a transformer that is proved, not trained"),
+    "9 training": ("model and batches", "a model that speaks"),
+    "10 sampling": ("logits", "words"),
+    "11 talk": ("your words", "its words"),
+    "12 exam": ("conversations it never saw", "scores, beside the grammar's own"),
+    "13 inside": ("a made-up word", "the head that copies it"),
+    "14 save": ("weights", "files that other programs read"),
+}
+LOSSES = ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself")
+
+
+# ---- the run ----
+
+def run():
+    document = nbformat.read(notebook.PATH, as_version=4)
+    client = NotebookClient(document, timeout=None, resources={"metadata": {"path": str(notebook.ROOT)}})
+    client.on_cell_start = tell = Progress()
+    client.execute()
+    tell.end()
+    for cell in document.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = clean(cell.outputs)
+    document.metadata.pop("widgets", None)
+    write(document)
+    print(f"{notebook.PATH.name} has {notebook.PATH.stat().st_size:,} bytes")
+
+
+class Progress:
+    """Called before every cell: prints a line when the cells of a section are done."""
+
+    def __init__(self):
+        self.section, self.started = None, time.time()
+
+    def __call__(self, cell, **_):
+        heading = cell.cell_type == "markdown" and re.search(r"^## (.+)$", cell.source, re.M)
+        if heading:
+            self.end()
+            self.section = heading[1].strip()
+
+    def end(self):
+        if self.section:
+            print(f"{self.section}: {time.time() - self.started:.1f} s", flush=True)
+        self.started = time.time()
+
+
+def clean(outputs):
+    """Streams in one piece, and of a progress bar its last state; without what the kernel says of itself on a busy machine;
+    pictures with few colours."""
+    kept = []
+    for output in outputs:
+        if output.get("name") == "stderr" and output.text.strip() == "IOStream.flush timed out":
+            continue
+        if kept and output.output_type == kept[-1].output_type == "stream" and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+        elif "image/png" in output.get("data", {}):
+            output.data["image/png"] = base64.b64encode(few_colours(base64.b64decode(output.data["image/png"]))).decode()
+    return kept
+
+
+def few_colours(png, colours=64):
+    """The bytes of a PNG with at most so many colours, on white; the picture as it is when that is no larger. The palette
+    begins with the commonest colours and grows by the one that it misses most, so that areas keep their colour and a thin
+    blue line stays blue (Pillow's own ways lose either)."""
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    pixels = np.asarray(picture).reshape(-1, 3).astype(int)
+    codes, which, counts = np.unique(pixels @ [65_536, 256, 1], return_inverse=True, return_counts=True)
+    shades = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)       # (N, 3)
+    palette = np.argsort(-counts, kind="stable")[:min(8, colours)].tolist()
+    missed = np.abs(shades[:, None] - shades[palette]).sum(-1).min(1)              # (N,): how far from the nearest
+    while len(palette) < colours and missed.any():
+        palette.append(int((missed * counts ** 0.25).argmax()))
+        missed = np.minimum(missed, np.abs(shades - shades[palette[-1]]).sum(-1))
+    nearest = np.abs(shades[:, None] - shades[palette]).sum(-1).argmin(1)          # (N,)
+    reduced = Image.fromarray(nearest[which].reshape(picture.height, picture.width).astype(np.uint8), "P")
+    reduced.putpalette(shades[palette].ravel().tolist())
+    small = io.BytesIO()
+    reduced.save(small, "PNG", optimize=True)
+    return min(small.getvalue(), png, key=len)
+
+
+def write(document):
+    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    notebook.PATH.write_text(text, encoding="utf-8")
+
+
+# ---- what it printed ----
+
+def found(pattern, printed, what):
+    """All matches, of which there must be one."""
+    matches = re.findall(pattern, printed, re.M)
+    if not matches:
+        raise SystemExit(f"the stored run did not print {what}")
+    return matches
+
+
+def columns(line):
+    """The columns of a printed table row: two spaces or more part them."""
+    return re.split(r" {2,}", line.strip())
+
+
+def last_row(printed, name):
+    """The columns behind the name in the last printed table row that begins with it."""
+    return columns(found(rf"^{re.escape(name)} {{2,}}(.*)$", printed, f"a row {name!r}")[-1])
+
+
+def exam_rows(printed):
+    """The rows of the exam's table: (score, the model's share, the grammar's, which may be lacking)."""
+    table = found(r"^score +model +grammar\n((?:\S.*\n)+)", printed, "the table of the exam")[0]
+    return [tuple((columns(line) + [""])[:3]) for line in table.splitlines()]
+
+
+def transcript(printed, count):
+    """The first messages with their replies; what was wrapped stays so."""
+    line = r".*(?:\n +\S.*)*"
+    return found(rf"^you> {line}\nguppy> {line}$", printed, "a talk with guppy")[:count]
+
+
+def device_of(printed):
+    return found(r"^(?:cuda|mps|cpu), .*", printed, "its device")[0].split(", seed")[0]
+
+
+def figures(printed):
+    """What the road map says of the data, from the run and from the definitions."""
+    nb = notebook.load()
+    return {"lines": len(nb.GUPPY.strip().splitlines()), "vocabulary": f"{nb.VOCABULARY:,}",
+            "conversations": found(r"^([\d,]+) conversations in ", printed, "how many conversations it drew")[0]}
+
+
+# ---- where it goes ----
+
+def road_map(printed):
+    """The table of section 0, and the first five answers."""
+    say = figures(printed)
+    rows = [f"| {name} | {before.format(**say)} | {after.format(**say)} | {last_row(printed, name)[-1]} |" for name, (before, after) in ROADS.items()]
+    return "\n".join(["| section | goes in | comes out | seconds |", "|---|---|---|---|", *rows, "",
+                      f"Seconds are those of the run stored here (`{device_of(printed)}`). Its fish, at the end:", "",
+                      "```", "\n\n".join(transcript(printed, 5)), "```"])
+
+
+def results(printed):
+    """The talk and the tables of the README."""
+    scores = ["| exam | our fish | the grammar itself |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in exam_rows(printed))]
+    losses = ["| nats per reply token | |", "|---|---|", *(f"| {name} | {last_row(printed, name)[0]} |" for name in LOSSES)]
+    times = [f"| seconds of the stored run: {device_of(printed)} | |", "|---|---|",
+             *(f"| {name} | {last_row(printed, name)[-1]} |" for name in ("9 training", "whole notebook"))]
+    return "\n".join(["```", "\n\n".join(transcript(printed, 6)), "```", "", *scores, "", *losses, "", *times])
+
+
+def replace(text, new):
+    """The text with what stands between the two marks replaced."""
+    start, end = text.index("<!-- stored-run"), text.index("<!-- end -->")
+    return text[:text.index("-->", start) + 3] + "\n" + new + "\n" + text[end:]
+
+
+def copy():
+    printed = notebook.printed()
+    document = nbformat.read(notebook.PATH, as_version=4)
+    for cell in document.cells:
+        if "<!-- stored-run" in cell.source and cell.cell_type == "markdown":
+            cell.source = replace(cell.source, road_map(printed))
+    write(document)
+    readme = notebook.ROOT / "README.md"
+    readme.write_text(replace(readme.read_text(encoding="utf-8"), results(printed)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--copy", action="store_true", help="run nothing")
+    if not parser.parse_args().copy:
+        run()
+    copy()
