@@ -97,3 +97,15 @@ def test_the_topics_shown_in_the_text_are_those_of_the_script(nb):
     assert block.count("\n# ") == 1 and len(block.splitlines()) > 6
     for line in filter(str.strip, block.splitlines()):
         assert line in nb.GUPPY.splitlines()
+
+
+def test_the_wider_script(nb, persona):
+    """The same fish, asked in many more words: the same topics and pools, no reply lost, the linter content."""
+    wide = nb.parse_persona((notebook.ROOT / "assets/personas/guppy-wide.txt").read_text(encoding="utf-8"))
+    assert sorted(wide.topics) == sorted(persona.topics) and wide.pools == persona.pools
+    for name, topic in persona.topics.items():
+        ours, theirs = ({str(tree) for replies in t.own.values() for tree in replies} for t in (topic, wide.topics[name]))
+        assert ours == theirs or name == "human_things", name
+    assert sum(len(topic.own) for topic in wide.topics.values()) > 3_000
+    assert min(len(topic.shared) for topic in wide.topics.values()) > 500
+    assert len(wide.ways) == 3 and all(len(ways) >= 20 for ways in wide.ways.values())

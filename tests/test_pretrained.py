@@ -20,7 +20,7 @@ import notebook
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import as_script, environment
+from conftest import environment
 from safetensors.torch import load_file, save_file
 from test_tokenizer import EDGES, strange_texts
 

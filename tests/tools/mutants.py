@@ -26,10 +26,10 @@ MUTANTS = [                                                          # what it b
     ("loop: a resumed run throws other dice", "torch.set_rng_state(state", "str(state"),
     ("sampler: temperature off by 5%", "F.softmax(logits / temperature, dim=-1)", "F.softmax(logits / temperature / 1.05, dim=-1)"),
     ("sampler: one token too many in the game", "min(top_k, logits.shape[-1])", "min(top_k + 1, logits.shape[-1])"),
-    ("tokenizer: the last merge first", "min(known, key=self.merges.get)", "max(known, key=self.merges.get)"),
+    ("tokenizer: the last merge first", "min(pairs, key=self.rank.get)", "max(pairs, key=self.rank.get)"),
     ("grammar: one derivation of several counts", "after[state] += p / len(part)", "after[state] = p / len(part)"),
-    ("grammar: unseen wordings are seen ones", "[draw(held) for _ in range(1_500)]", "[draw(used) for _ in range(1_500)]"),
-    ("exam: a part of the user's word is enough", "word in WORD.findall(reply) if word", "word in reply if word"),
+    ("grammar: unseen wordings are seen ones", 'draw("unseen", i % 2) for', 'draw("train", i % 2) for'),
+    ("exam: a part of the user's word is enough", "return check in WORD.findall(reply)", "return check in reply"),
 ]
 
 FAST = ["test_tokenizer.py", "test_grammar.py", "test_model.py", "test_exam.py", "test_training.py", "test_boxes.py"]

@@ -60,7 +60,7 @@ def draw(nb, model, tokenizer):
     axis.text(11.7, 3.1, "transformer\n\nattention\nlooks back\n\nfeed-forward\nthinks", bbox={"boxstyle": "round,pad=.6", "facecolor": "#fff3e6", "edgecolor": ORANGE}, **label)
     arrow(13.1)
     title(15.7, "chances of the next word")
-    axis.text(15.7, 5.5, "“rain is ...”", color=ORANGE, **label | {"fontsize": 10})
+    axis.text(15.7, 5.5, "once the reply has begun: “rain is ...”", color=ORANGE, **label | {"fontsize": 9})
     for n, (chance, token) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
         y = 4.6 - 0.85 * n
         axis.barh(y, 2.2 * chance / best.values[0].item(), 0.5, left=15.3, color=ORANGE)
