@@ -145,9 +145,11 @@ def exam_rows(printed):
 
 
 def transcript(printed, count):
-    """The first messages with their replies; what was wrapped stays so."""
+    """The first messages after the training, with their replies; what was wrapped stays so. (Before it, section 2 prints a
+    conversation of the grammar in the same form.)"""
     line = r".*(?:\n +\S.*)*"
-    return found(rf"^you> {line}\nguppy> {line}$", printed, "a talk with guppy")[:count]
+    said_by_the_fish = printed.split("tokens a second")[-1]
+    return found(rf"^you> {line}\nguppy> {line}$", said_by_the_fish, "a talk with guppy")[:count]
 
 
 def device_of(printed):
