@@ -116,11 +116,22 @@ def test_size_and_core(nb, path):
 
 
 def test_rounding_costs_less_than_two_points_of_the_exam():
-    """In the stored run the model with the page's weights sat the same exam with the same rng: 500 replies of each kind."""
+    """In the stored run the model with the page's weights sat the same exam: some 500 sampled replies of each kind. On the mean of
+    the scores two points are allowed; on a single one also two standard errors of a difference of two such shares, for as
+    soon as one token differs, the rest of the two runs is drawn apart."""
     table = re.search(r"^score +32 bits +8 bits\n((?:.+\n)+)", notebook.printed(), re.M)[1]
     shares = {name: (float(a), float(b)) for name, a, b in re.findall(r"^(\w+) +([\d.]+)% +([\d.]+)%$", table, re.M)}
     assert set(shares) >= {"seen", "unseen", "copy", "new"}
-    assert all(a - b <= 2 for a, b in shares.values()), shares
+    assert sum(a - b for a, b in shares.values()) / len(shares) <= 2, shares
+    for a, b in shares.values():
+        assert a - b <= 2 + 2 * (2 * a * (100 - a) / 500) ** 0.5, shares
+
+
+def test_rounding_hardly_changes_the_loss(nb, dataset):
+    """The same without dice: the validation loss of the fish of assets/ with the page's weights."""
+    model, tokenizer = nb.load_pretrained(notebook.ROOT / "assets/pretrained")
+    losses = [nb.evaluate(fish, tokenizer, dataset["val"][:300]) for fish in (model, nb.dequantised(model))]
+    assert abs(losses[1] - losses[0]) < 0.005, losses
 
 
 def test_rounded_weights_are_near_and_the_exam_can_be_taken_with_them(nb, small):
