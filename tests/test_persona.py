@@ -11,7 +11,7 @@ import pytest
 import torch
 
 # words of the fish's script that a plot or a table also needs, to say what it shows
-PLAIN = set("""asked blocks future orange plane sentence strong weigh where number could learn temperature copies learning moves healthy library measured thing train words""".split())
+PLAIN = set("""asked better blocks class count understood future orange plane sentence strong weigh where number could learn temperature copies learning moves healthy library measured thing train words""".split())
 
 def words(text):
     return set(re.findall(r"[^\W\d_]+", text.lower().replace("'", "")))
@@ -70,7 +70,7 @@ def test_nothing_of_the_fish_is_left_in_what_is_asked_and_said(rollo, run_of_rol
 def test_nothing_of_the_fish_is_left_in_plots_and_tables(run_of_rollo, fishy):
     folder, printed, plots = run_of_rollo
     assert len(plots) > 50
-    printed = printed.replace("do you like music?", "")
+    printed = printed.replace("do you like music?", "").replace("fish [102, 105, 115, 104]", "")      # a word in bytes, section 4
     known = ("share of right replies: the fish (orange)", "five small fish")      # two titles still to be made general
     plots = [text for text in plots if not text.startswith(known)]
     for text in (" ".join(plots), printed):
