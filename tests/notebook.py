@@ -4,7 +4,8 @@
 three or more letters) and runs them, in order, in a fresh module. Tests, the benchmark and readers use the result like any module.
 
 python tests/notebook.py            a chat with the fish of assets/pretrained, in the terminal; an empty line ends it
-python tests/notebook.py FISH       the same with another: a folder such as out/guppy, or a repository on the Hugging Face Hub
+python tests/notebook.py FISH       the same with another: a folder such as out/guppy, a repository on the Hugging Face Hub, or the
+                                    https address of a folder
 """
 import ast
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "guppylm.ipynb"
+ASSETS = ROOT / "assets/pretrained"
 
 
 def cells(path=PATH):
@@ -49,10 +51,10 @@ def load(path=PATH):
 
 
 def main():
-    fish = sys.argv[1] if len(sys.argv) > 1 else ROOT / "assets/pretrained"
+    fish = sys.argv[1] if len(sys.argv) > 1 else ASSETS
     guppy = load()
     try:
-        guppy.chat_loop(*guppy.load_pretrained(fish), Path(fish).name if len(sys.argv) > 1 else "guppy")
+        guppy.chat_loop(*guppy.load_pretrained(fish), "fish" if "://" in str(fish) else "guppy" if fish == ASSETS else Path(fish).name)
     except (OSError, ValueError) as fault:
         sys.exit(f"{fault}")
 

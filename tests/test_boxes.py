@@ -270,7 +270,7 @@ def test_kinds_of_words(nb, small, persona, dataset, tokenizer):
     for script in (nb.ROLLO, None):
         character = nb.parse_persona(script) if script else small[0]
         data = nb.make_dataset(character, 5_000)
-        reads = nb.BPETokenizer.train(nb.chat_texts(data["train"]), 800)
+        reads = nb.BPETokenizer.train(nb.chat_texts(data["train"]), nb.VOCABULARY)
         groups = nb.kinds_of_words(character, data, reads)
         assert groups and all(len(group) >= 3 for group in groups.values())
         assert (len(groups) > 1) == bool(script), "a script without enough pools shows its common words"

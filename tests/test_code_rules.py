@@ -69,7 +69,8 @@ def test_no_unused_or_unknown_names_and_tests_are_in_order():
     script = "\n\n\n".join(cell["text"] for _, cell in code_cells())
     assert ruff({0: script}, "--select=F,E9", "--ignore=F402") == []
     assert ruff({0: "import os\nprint(unknown)"}, "--select=F,E9") == [(0, "F401"), (0, "F821")]
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F,E9,I", "--line-length=160", str(notebook.ROOT / "tests")]
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F,E9,I", "--line-length=160", "--target-version=py311",
+               str(notebook.ROOT / "tests")]
     subprocess.run(command, check=True)
 
 

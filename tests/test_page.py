@@ -1,4 +1,4 @@
-"""The fish in one file, driven in a real Chromium: it computes what torch computes, it is quick, and nothing leaves it."""
+"""The fish in one file, driven in a real Chromium: it computes what torch computes, it shows how, it is quick, and nothing leaves it."""
 import base64
 import http.server
 import json
@@ -15,6 +15,7 @@ import urllib.request
 import notebook
 import pytest
 import torch
+from conftest import fresh_model
 from playwright.sync_api import sync_playwright
 from test_pretrained import published
 from test_tokenizer import EDGES, strange_texts
@@ -41,12 +42,23 @@ def path(nb, fish, persona, tmp_path_factory):
     return nb.write_page(*fish, tmp_path_factory.mktemp("page") / "guppy.html", persona.name, persona.demo)
 
 
+def lively(nb, tokenizer, ends=-6, **sizes):
+    """A small model with random weights, so large that each head has its say. The higher `ends`, the shorter its replies."""
+    model = fresh_model(nb, 1, **{"vocab_size": tokenizer.vocab_size, "context": 128, "width": 32, "layers": 2, "heads": 2, "ffn": 64} | sizes)
+    end = model.tok_emb.weight.data[nb.END]
+    model.norm.bias.data += ends * end / end.norm() ** 2             # added to the logit of the end
+    return model
+
+
 @pytest.fixture(scope="module")
-def quick(nb, small, persona, tmp_path_factory):
-    """The same page around a small model with random weights: where only the page itself is asked, it is there at once."""
-    torch.manual_seed(1)
-    model = nb.GuppyLM(nb.GuppyConfig(vocab_size=small[2].vocab_size, width=32, layers=2, heads=2, ffn=64)).eval()
-    return nb.write_page(model, small[2], tmp_path_factory.mktemp("quick") / "guppy.html", persona.name, persona.demo)
+def little(nb, small):
+    return lively(nb, small[2])
+
+
+@pytest.fixture(scope="module")
+def quick(nb, small, little, persona, tmp_path_factory):
+    """The same page around a small model: where only the page itself is asked, it is there at once."""
+    return nb.write_page(little, small[2], tmp_path_factory.mktemp("quick") / "guppy.html", persona.name, persona.demo)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +80,15 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """visit(path, **how) -> the page, opened from the disk and ready. Nothing may fail in it, no request may leave it."""
+    """visit(path, **how) -> the page, opened from the disk without a network, and ready; `before` is a script that runs first.
+    Nothing may fail in it, no request may leave it."""
     contexts, faults, asked = [], [], {}
 
-    def visit(path, until="html[data-ready]", **how):
+    def visit(path, until="html[data-ready]", before="", **how):
         contexts.append(browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | how)))
+        contexts[-1].set_offline(True)
         page = contexts[-1].new_page()
+        page.add_init_script(before)
         page.on("pageerror", lambda error: faults.append(str(error)))
         network = contexts[-1].new_cdp_session(page)
         network.send("Network.enable")
@@ -106,10 +121,16 @@ def say(page, text):
     return page.locator(".them .bubble").last.text_content().split(": ", 1)[1]
 
 
+def until(page, condition):
+    """Wait until a condition holds in the page. (wait_for_function would need the eval that the page's policy forbids.)"""
+    page.evaluate(f"(async () => {{ while (!({condition})) await new Promise((done) => setTimeout(done, 20)); }})()")
+
+
 def test_size_and_core(nb, path):
     assert path.stat().st_size < 14_000_000 and not list(path.parent.glob(".*"))
     core = nb.CORE.splitlines()
-    assert re.fullmatch(r"// -+ begin core.*// -+ end core -+\n", nb.CORE, re.S) and len(core) <= 280 and max(map(len, core)) <= 120
+    assert re.fullmatch(r"// -+ begin core.*// -+ end core -+\n", nb.CORE, re.S) and max(map(len, core)) <= 120
+    assert sum(bool(line.strip()) for line in core) < 260, "CORE is there to be read"
     assert nb.PAGE == nb.SHELL.replace("__CORE__", nb.CORE) and nb.PAGE.count(nb.CORE) == 1 and "__CORE__" not in nb.PAGE
     assert not re.search(r"https?:|\beval\(|innerHTML|document\.", nb.CORE), "the core knows nothing of the page"
     assert '"""' not in nb.PAGE and not re.search(r"https?:|\beval\(|innerHTML|document\.write", nb.PAGE)
@@ -196,9 +217,298 @@ def test_the_fish_of_the_existing_guppylm_in_a_page(nb, visit, small, tmp_path):
     texts = EDGES + strange_texts(300, seed=4)
     for text, ids in zip(texts, page.evaluate("texts => texts.map(guppy.encode)", texts)):
         assert ids == tokenizer.encode(text), repr(text)
-    for prompt in ("hello robot", "what's this?", "HELLO", "I need a hammer"):
-        row, = nb.generate(nb.dequantised(model), [nb.encode_chat(tokenizer, nb.normalise(prompt))[0]], temperature=0, limit=60)
-        assert page.evaluate("prompt => guppy.reply(prompt, {temperature: 0})", prompt) == tokenizer.decode(row), prompt
+    same_inside(nb, page, model, tokenizer, ("hello robot", "what's this?", "HELLO", "I need a hammer"))
+    walk_the_tour(page, "I need a Hammer, é", tokenizer)
+
+
+def test_the_page_of_rollo(nb, visit, tmp_path):
+    rollo = nb.parse_persona(nb.ROLLO)
+    dataset = nb.make_dataset(rollo, 4_000)
+    tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), 400)
+    model = lively(nb, tokenizer, width=48, layers=3, heads=4)
+    page = visit(nb.write_page(model, tokenizer, tmp_path / "rollo.html", rollo.name, rollo.demo))
+    assert page.title() == rollo.name and page.locator("header use").get_attribute("href") == "#letter"
+    same_inside(nb, page, model, tokenizer, [c.prompt for c in dataset["val"][:4]])
+    walk_the_tour(page, dataset["val"][0].prompt, tokenizer)
+
+
+# ---- the window into the model ----
+
+def look(page, ids):
+    """guppy.look of these ids, as tensors: attention (L, H, T, T), likeliest tokens (L + 1, T, 5)."""
+    seen = json.loads(page.evaluate("ids => JSON.stringify(guppy.look(ids))", ids))
+    return torch.tensor(seen["attention"]), torch.tensor(seen["layers"])
+
+
+def same_look(nb, page, model, rows):
+    """Do all heads look where those of attention_of look, and do all layers say what lens says? `model` has the rounded weights."""
+    for ids in rows:
+        attention, likeliest = look(page, ids)
+        expected = nb.attention_of(model, ids)                                                        # (L, H, T, T)
+        assert attention.shape == expected.shape and (attention - expected).abs().max() < 1e-3
+        said = nb.lens(model, ids)                                                                    # (L + 1, T, V)
+        best = said.topk(5).values                                                                    # (L + 1, T, 5)
+        assert likeliest.shape == best.shape and (said.gather(-1, likeliest) - best).abs().max() < 1e-3
+
+
+def same_inside(nb, page, model, tokenizer, prompts):
+    """Attention, layers, and the greedy replies with all heads on and with some off, as the notebook computes them."""
+    model = nb.dequantised(model)
+    rows = [nb.encode_chat(tokenizer, nb.normalise(prompt))[0] for prompt in prompts]
+    same_look(nb, page, model, rows)
+    last = model.config.layers - 1
+    replies = []
+    for off in ([], [[last, 0]], [[0, h] for h in range(model.config.heads)] + [[last, model.config.heads - 1]]):
+        with nb.heads_off(model, off):
+            expected = [tokenizer.decode(row) for row in nb.generate(model, rows, temperature=0, limit=60)]
+        theirs = page.evaluate("([prompts, off]) => Promise.all(prompts.map((prompt) => guppy.reply(prompt, {temperature: 0, off})))", [list(prompts), off])
+        assert theirs == expected, off
+        replies.append(theirs)
+    assert replies[0] != replies[2], "a whole layer is off, and nothing has changed"
+
+
+def walk_the_tour(page, message, tokenizer):
+    """The tour on one message, by keyboard alone, from the first stop to the last; every stop shows what it speaks of."""
+    page.get_by_label("temperature").fill("1")
+    say(page, message)
+    ids = page.evaluate("message => guppy.prompt(message)", message)
+    page.locator("#message").focus()
+    for _ in range(30):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.id") == "tour":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-stop='1']")
+    for number, name in enumerate(("Text", "Tokens", "Ids", "Positions", "Attention", "Layers", "Chances, and a throw of dice"), 1):
+        assert page.locator("#stop-name").inner_text() == name and page.locator("#stop-number").inner_text().startswith(f"Stop {number} of 7 · Section")
+        text = page.locator("#stop-text").inner_text()
+        assert len(re.findall(r"[.!?]”?(?= [A-Z]|$)", re.sub("“.*?”", "it", text))) == 2, text
+        assert page.evaluate("document.activeElement.id") == "stop-on"
+        assert page.locator(".pointed").count() >= 1
+        for element in page.locator(".pointed").all():
+            assert element.is_visible()
+        under = page.locator(".chip:visible .under").all_text_contents()
+        if number == 1:
+            assert message.split()[0] in text and page.locator(".you .bubble.pointed").count() == 1
+            assert page.locator(".chip:visible").count() == len(ids)
+        elif number == 2:
+            assert under == [" ".join(map(str, tokenizer.vocab.get(i, b""))) or "mark" for i in ids]
+        elif number == 3:
+            assert under == [str(i) for i in ids] and f"one of {page.evaluate('model.logits(new Float32Array(model.width)).length')}" in text
+        elif number == 4:
+            assert under == [str(place) for place in range(len(ids))]
+        elif number == 5:
+            heads = page.evaluate("model.layers * model.heads")
+            assert page.locator("#heads button").count() == heads and f"{heads} squares" in text
+            t, share = page.evaluate("[shown.t, Math.max(...shown.exchange.record[shown.t - 1].attention[held[0]][held[1]].slice(shown.exchange.first, shown.exchange.last))]")
+            assert t >= len(ids) and f"{share:.1%}" in text and page.locator("#heads [aria-pressed=true]").count() == 1
+        elif number == 6:
+            assert page.locator("#layers tbody tr:visible").count() == page.evaluate("model.layers") + 1
+        else:
+            number_thrown = page.evaluate("shown.exchange.throws[shown.t - shown.exchange.from].number")
+            assert f"{number_thrown:.3f}"[:4] in text and page.locator("#dice .said").count() == 1 and "temperature" in text
+        page.keyboard.press("Enter")
+    assert page.locator("#stop").is_hidden() and page.evaluate("document.activeElement.id") == "tour"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-stop='1']")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#stop-name").inner_text() == "Tokens"
+    page.keyboard.press("Escape")
+    assert page.locator("#stop").is_hidden()
+
+
+def test_it_looks_where_the_notebook_looks(nb, page, fish, dataset):
+    """All heads and all layers on 20 conversations, and heads switched off, with the rounded weights of the fish."""
+    rows = sorted((nb.encode_chat(fish[1], c.prompt, c.reply)[0] for c in dataset["val"][:60]), key=len)[:20]
+    same_look(nb, page, nb.dequantised(fish[0]), rows)
+    same_inside(nb, page, *fish, [c.prompt for c in dataset["val"][:2]])
+    for wrong in ([[99, 0]], [[0, 99]], [[0, -1]]):
+        with pytest.raises(Exception, match="RangeError.*there is no layer"):
+            page.evaluate("off => guppy.reply('hello', {off})", wrong)
+    with pytest.raises(Exception, match="RangeError.*context"):
+        page.evaluate("guppy.look(Array(200).fill(3))")
+
+
+def test_the_panel_shows_what_was_computed(nb, quick_page, little, small):
+    """Chances, shares and layers on the screen, for a token of the user's and for some of the reply, against torch."""
+    model, tokenizer, page = nb.dequantised(little), small[2], quick_page
+    page.get_by_label("temperature").fill("1.2")
+    page.get_by_label("top-k").fill("20")
+    say(page, "Where is  my Hammer?")
+    ids, first = page.evaluate("[latest.ids, latest.from]")
+    maps, said = nb.attention_of(model, ids), nb.lens(model, ids)
+    assert page.locator(".chip").count() == len(ids) and ids[:first] == nb.encode_chat(tokenizer, "where is my hammer?")[0]
+    for t in (first, len(ids) - 1, 5):
+        page.locator("#tab-chances").click()
+        page.locator(f"#chip-{t}").click()
+        with torch.no_grad():
+            shares = nb.next_probabilities(model(torch.tensor([ids[:t]]))[:, -1], 1.2, 20)[0]
+        best = shares.topk(8).values.tolist()
+        shown = [float(p.strip("<%")) / 100 for p in page.locator("#chances li > span:nth-of-type(1)").all_inner_texts()]
+        assert all(abs(a - b) < 1e-3 for a, b in list(zip(shown, best))[:7])
+        page.locator("#tab-looked").click()
+        glow = "Array.from(document.querySelectorAll('.chip'), (chip) => Number(chip.style.getPropertyValue('--share')) ** 2)"
+        expected = maps[:, :, t - 1].mean((0, 1))
+        assert (torch.tensor(page.evaluate(glow)) - expected * (torch.arange(len(ids)) < t)).abs().max() < 1e-3
+        page.locator("#heads button").nth(3).click()
+        page.mouse.move(5, 5)
+        assert (torch.tensor(page.evaluate(glow)) - maps[1, 1, t - 1] * (torch.arange(len(ids)) < t)).abs().max() < 1e-3
+        ink = page.evaluate("(() => { const c = document.querySelectorAll('#heads canvas')[3]; return [c.width, ...c.getContext('2d').getImageData(0, c.height - 1, c.width, 1).data]; })()")
+        assert ink[0] == t and all(abs((a / 255) ** 2 - b) < 0.02 for a, b in zip(ink[4::4], maps[1, 1, t - 1].tolist()))
+        page.keyboard.press("Escape")
+        page.locator("#tab-layers").click()
+        named = page.locator("#layers .bar code").all_text_contents()
+        assert named == page.evaluate("ids => ids.map(spell)", said[:, t - 1].argmax(-1).tolist())
+    page.locator("#strip").focus()
+    for key, place in (("ArrowRight", 6), ("ArrowLeft", 5), ("End", len(ids) - 1), ("Home", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate("shown.t") == place and page.locator("#strip").get_attribute("aria-activedescendant") == f"chip-{place}"
+    page.locator(".you .bubble i").nth(2).click()
+    assert page.evaluate("spell(latest.ids[shown.t])").strip("␣") == page.locator(".you .bubble i.shown").inner_text().strip().lower()
+
+
+def test_what_was_typed_is_cut_where_its_tokens_are(nb, quick_page, small):
+    for text in EDGES + ["Hello,  “Robot” ", "WHAT'S   that", "İstanbul", "Ёжик 🐟!", "a" * 700, MARKUP] + strange_texts(40, seed=6):
+        if not nb.normalise(text):
+            continue
+        pieces, ids, first = quick_page.evaluate("text => { const e = newExchange(text, {}); return [cutTyped(e), e.ids, e.first]; }", text)
+        if pieces is None:
+            continue
+        joined = "".join(piece for piece, _ in pieces)
+        assert joined == unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")), text
+        for piece, place in pieces:
+            if place is not None and piece.isascii() and piece.strip() == piece != "":
+                assert small[2].decode([ids[place]]).strip() == piece.lower(), (text, piece)
+    for plain in ("Hello,  Robot!", "where's my saw", "Ёжик 🐟!", "a" * 700):
+        assert quick_page.evaluate("text => cutTyped(newExchange(text, {})) !== null", plain), plain
+
+
+def test_a_copied_word_is_pointed_out(nb, quick_page, little, small):
+    """The head that looks most at the piece that is due, with its share; nothing where nothing is copied."""
+    model, page = nb.dequantised(little), quick_page
+    found = page.evaluate("""async () => {
+        const e = newExchange("have you seen the zorbifex today", { temperature: 1, topK: 5, seed: 1, off: [] });
+        e.ids.push(...guppy.encode("no zorbifex is the best"), END);
+        await recall(e);
+        window.made = e;
+        return [e.ids, e.first, e.last, e.from, e.ids.map((_, t) => copying(e, t))];
+    }""")
+    ids, first, last, start, found = found
+    word = small[2].encode(" zorbifex")
+    asked, = (t for t in range(first, last) if ids[t:t + len(word)] == word)
+    said, = (t for t in range(start, len(ids)) if ids[t:t + len(word)] == word)
+    assert len(word) > 2 and [t for t, copied in enumerate(found) if copied] == list(range(said, said + len(word)))
+    maps = nb.attention_of(model, ids)                                                                # (L, H, T, T)
+    for n in range(len(word)):
+        looks = maps[:, :, said + n - 1, asked + n]                                                   # (L, H)
+        copied = found[said + n]
+        assert copied["place"] == asked + n and abs(copied["share"] - looks.max()) < 1e-3 and abs(looks[tuple(copied["head"])] - looks.max()) < 1e-3
+    page.evaluate("t => { openView('looked'); select(made, t); }", said + 1)
+    layer, head = found[said + 1]["head"]
+    assert f"layer {layer}, head {head} looks" in page.locator("#caption").inner_text() and f"{found[said + 1]['share']:.1%}" in page.locator("#caption").inner_text()
+    assert page.locator("#heads .copies").get_attribute("aria-label") == f"layer {layer}, head {head}"
+    assert page.locator(".chip.due").get_attribute("id") == f"chip-{asked + 1}"
+    page.evaluate("select(made, made.ids.length - 2)")
+    assert "copied" not in page.locator("#caption").inner_text() and page.locator(".copies, .chip.due").count() == 0
+
+
+def test_switch_a_head_off(quick_page):
+    """Click a head twice: the same question with the same dice, both answers, the first token that differs marked. A third click ends it."""
+    page, parted = quick_page, 0
+    page.get_by_label("temperature").fill("1.5")
+    reply = say(page, "Are you there?")
+    page.locator("#tab-looked").click()
+    for n in range(4):
+        head = page.locator("#heads button").nth(n)
+        head.click()
+        assert head.get_attribute("aria-pressed") == "true" and page.locator(".twice").count() == 0
+        head.click()
+        page.wait_for_selector("body:not(.speaking)")
+        until(page, "!document.querySelector('.verdict').textContent.endsWith('...')")
+        off = [[n // 2, n % 2]]
+        both = [bubble.text_content() for bubble in page.locator(".twice .bubble").all()]
+        assert both[0] == reply and both[1] == page.evaluate("off => guppy.reply(latest.message, {...latest.options, off})", off)
+        verdict, marked = page.locator(".verdict").inner_text(), page.locator(".twice .differs")
+        assert f"without layer {n // 2}, head {n % 2}" in page.locator(".twice").inner_text() and "off" in head.get_attribute("class")
+        if both[0] == both[1]:
+            assert "the same reply" in verdict and marked.count() == 0
+        else:
+            parted += 1
+            mine, theirs, start = page.evaluate("[latest.ids, exchangeOf.get(document.querySelectorAll('.twice .bubble')[1]).ids, latest.from]")
+            place = next(i for i, (a, b) in enumerate(zip(mine, theirs)) if a != b)
+            assert f"token {place - start + 1}:" in verdict and {element.get_attribute("data-t") for element in marked.all()} == {str(place)}
+            assert marked.count() == 2
+        head.click()
+        assert page.locator(".twice").count() == 0 and "off" not in head.get_attribute("class")
+        page.keyboard.press("Escape")
+    assert parted, "none of these heads changes the reply: nothing was tested"
+    page.locator("#heads button").first.focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector(".twice")
+    assert "without layer 1, head 1" in page.locator(".twice").inner_text()
+
+
+def test_tour(quick_page, small):
+    walk_the_tour(quick_page, MARKUP, small[2])
+    assert quick_page.evaluate("window.ran") is None and quick_page.locator("#panel :is(img, script, b)").count() == 0
+
+
+def test_the_tour_without_a_message_and_without_dice(quick_page):
+    quick_page.get_by_label("temperature").fill("0")
+    quick_page.locator("#tour").click()
+    quick_page.wait_for_selector("[data-stop='1']")
+    assert quick_page.locator(".you .bubble").count() == 1
+    for _ in range(6):
+        quick_page.keyboard.press("Enter")
+    assert "at temperature 0 the likeliest is said" in quick_page.locator("#stop-text").inner_text()
+
+
+def test_an_older_exchange_is_computed_again(quick_page):
+    """Only what is shown keeps its record. A click on an older token brings the same numbers back."""
+    page = quick_page
+    page.locator("#tab-looked").click()
+    say(page, "hello robot")
+    before = page.evaluate("(window.old = latest, JSON.stringify(old.record.slice(0, old.ids.length - 1)))")
+    say(page, "hello")
+    assert page.evaluate("old.record") is None and page.evaluate("latest.record.length === latest.ids.length - 1")
+    page.locator(".exchange").first.locator(".them i").first.click()
+    until(page, "old.record.length === old.ids.length - 1")
+    assert page.evaluate("JSON.stringify(old.record)") == before and page.evaluate("latest.record") is None
+
+
+def test_memory_does_not_grow(nb, visit, small, tmp_path):
+    """200 messages, with short replies: the page keeps its last 50 exchanges and one record."""
+    page = visit(nb.write_page(lively(nb, small[2], ends=5), small[2], tmp_path / "brief.html", "brief"))
+    network = page.context.new_cdp_session(page)
+    sizes = []
+    for hundred in range(2):
+        page.evaluate("async (hundred) => { for (let n = 0; n < 100; n++) await answer(`message ${hundred} ${n}, or so`); }", hundred)
+        network.send("HeapProfiler.collectGarbage")
+        network.send("HeapProfiler.collectGarbage")
+        sizes.append(network.send("Runtime.getHeapUsage")["usedSize"] / 1e6)
+        assert page.locator(".exchange").count() == page.evaluate("KEPT") and page.evaluate("recorded.size") <= 1
+    print(f"heap after 100 and 200 messages: {sizes[0]:.2f} and {sizes[1]:.2f} MB", file=sys.stderr)
+    assert sizes[1] - sizes[0] < 0.3
+
+
+def test_nothing_moves_while_one_reads(visit, quick):
+    moving = "document.getAnimations().filter((one) => one.playState === 'running').length"
+    for motion in ("no-preference", "reduce"):
+        page = visit(quick, reduced_motion=motion)
+        assert page.evaluate(moving) == 0
+        page.get_by_label("slowly").check()
+        page.get_by_label("Your message").fill("hello")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".speaking .them i", state="attached")
+        assert (page.evaluate(moving) == 0) == (motion == "reduce")
+        page.locator(".you .bubble i").first.click()                # a reader who looks at a token is not taken away from it
+        place = page.evaluate("shown.t")
+        page.wait_for_timeout(500)
+        assert page.evaluate("shown.t") == place
+        page.keyboard.press("Escape")
 
 
 def test_sampling(page):
@@ -225,9 +535,9 @@ def test_conversation(page):
     page.get_by_label("temperature").fill("1.5")
     say(page, "tell me something")
     page.get_by_role("button", name="one token back").click()
-    where = page.locator("#where").inner_text()
+    where = page.locator("#place").inner_text()
     page.get_by_role("button", name="one token back").click()
-    assert page.locator("#where").inner_text() != where and page.locator(".bubble i.shown").count() == 1
+    assert page.locator("#place").inner_text() != where and page.locator(".bubble i.shown").count() == 1
     chances = [float(p.strip("<%")) for p in page.locator("#chances li > span:nth-of-type(1)").all_inner_texts()]
     assert 1 < len(chances) <= 8 and sum(chances) <= 101
 
@@ -236,7 +546,9 @@ def test_markup_is_shown_and_not_run(quick_page):
     say(quick_page, MARKUP)
     assert quick_page.locator(".you .bubble").text_content() == "You: " + MARKUP
     quick_page.evaluate("new Promise(done => setTimeout(done, 200))")
-    assert quick_page.evaluate("window.ran") is None and quick_page.locator("#log :is(img, script, b)").count() == 0
+    for tab in ("looked", "layers"):
+        quick_page.locator(f"#tab-{tab}").click()
+    assert quick_page.evaluate("window.ran") is None and quick_page.locator("main :is(img, script, b)").count() == 0
 
 
 def test_nothing_leaves_even_when_it_tries(quick_page):
@@ -268,30 +580,48 @@ def test_nothing_leaves_even_when_it_tries(quick_page):
     assert hits == ["/from-python"]
 
 
+FIRST = """
+document.addEventListener("DOMContentLoaded", () => {
+    new MutationObserver((_, observer) => {
+        observer.disconnect();
+        const ready = performance.now();
+        new MutationObserver((_, other) => {
+            if (!document.querySelector(".them i")) return;
+            other.disconnect();
+            requestAnimationFrame(() => { window.first = performance.now() - ready; });
+        }).observe(document.getElementById("log"), { childList: true, subtree: true });
+        document.querySelector("#demo button").click();
+    }).observe(document.documentElement, { attributeFilter: ["data-ready"] });
+});
+"""
+
+
 def test_speed(visit, path):
-    """On one core; the best of three, for the core may have other things to do."""
-    page, tries = visit(path), []
-    ready = min(int(page.get_attribute("html", "data-ready")), int(visit(path).get_attribute("html", "data-ready")))
+    """On one core, with what each token went through being kept and shown; the best of three, for the core may have other things to do."""
+    tries = []
     for _ in range(3):
+        page = visit(path, before=FIRST)
+        until(page, "window.first")
+        page.wait_for_selector("body:not(.speaking)")
+        first, ready = page.evaluate("[window.first, +document.documentElement.dataset.ready]")
+        page.locator("#tab-looked").click()
         page.evaluate("""() => {
-            window.first = 0; window.gap = 0; let last = performance.now();
-            document.addEventListener("keydown", () => { window.pressed = performance.now(); }, { capture: true, once: true });
-            new MutationObserver(() => { if (!window.first && document.querySelector(".them:last-child i")) requestAnimationFrame(() => window.first ||= performance.now()); })
-                .observe(document.getElementById("log"), { childList: true, subtree: true });
+            window.gap = 0; let last = performance.now();
             const beat = () => { const now = performance.now(); window.gap = Math.max(window.gap, now - last); last = now; if (!window.over) setTimeout(beat); };
             window.over = false; beat();
         }""")
-        reply = say(page, "hello, how are you today?")
-        first, gap = page.evaluate("[window.first - window.pressed, (window.over = true, window.gap)]")
-        rate = page.evaluate("""async () => { const began = performance.now(), ids = guppy.prompt("hello, how are you today?");
-            let n = 0; for (let seed = 0; n < 60; seed++) n += ids.length + guppy.encode(await guppy.reply("hello, how are you today?", { seed })).length + 1;
-            return n / (performance.now() - began) * 1000; }""")
+        say(page, "hello, how are you today?")
+        gap = page.evaluate("(window.over = true, window.gap)")
+        assert page.evaluate("latest.record.length") == page.evaluate("latest.ids.length") - 1, "what is timed is kept"
+        rate = page.evaluate("""async () => { const began = performance.now(), ids = guppy.prompt("hello, how are you today?"), record = [];
+            for (let seed = 0; record.length < 60; seed++) for await (const token of speak(model, ids, { seed, record }));
+            return record.length / (performance.now() - began) * 1000; }""")
         shown = re.search(r"(\d+) a second", page.locator("#speed").inner_text())
-        tries.append((rate, int(shown[1]) if shown else 0, first, gap))
-        assert reply
-    rate, shown, first, gap = max(t[0] for t in tries), max(t[1] for t in tries), min(t[2] for t in tries), min(t[3] for t in tries)
-    print(f"{rate:.0f} tokens/s, {shown} while shown; first word after {first:.0f} ms; longest pause {gap:.0f} ms; ready after {ready} ms", file=sys.stderr)
-    assert rate >= 50 and shown >= 50 and first < 200 and gap < 100 and ready < 2_000
+        tries.append((rate, int(shown[1]) if shown else 0, first, gap, ready))
+    rate, shown, first, gap, ready = (pick(column) for pick, column in zip((max, max, min, min, min), zip(*tries)))
+    print(f"{rate:.0f} tokens/s recorded, {shown} while shown with all heads; the first {first:.0f} ms after the page was ready; longest pause {gap:.0f} ms; "
+          f"ready after {ready} ms", file=sys.stderr)
+    assert rate >= 50 and shown >= 50 and first < 300 and gap < 100 and ready < 2_000
 
 
 def test_keyboard(quick_page):
@@ -301,12 +631,17 @@ def test_keyboard(quick_page):
     quick_page.wait_for_selector("body:not(.speaking)")
     assert quick_page.locator(".them .bubble").count() == 1
     seen = []
-    for _ in range(20):
+    for _ in range(24):
         quick_page.keyboard.press("Tab")
         seen.append(quick_page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         if seen[-1] != "BODY" and quick_page.evaluate("document.activeElement !== document.body"):
             assert quick_page.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2, seen[-1]
-    assert {"theme", "log", "temperature", "topk", "slow", "back", "on", "message", "send"} <= set(seen)
+    assert {"tour", "theme", "log", "back", "strip", "tab-chances", "message", "send", "temperature", "topk", "slow"} <= set(seen)
+    quick_page.locator("#tab-chances").focus()
+    quick_page.keyboard.press("ArrowRight")
+    assert quick_page.evaluate("document.activeElement.id") == "tab-looked" and quick_page.locator("#heads").is_visible()
+    quick_page.keyboard.press("ArrowLeft")
+    assert quick_page.locator("#heads").is_hidden() and quick_page.locator("#chances").is_visible()
     quick_page.locator("#temperature").focus()
     quick_page.keyboard.press("ArrowRight")
     assert quick_page.locator("#temperature-now").inner_text() == "0.8"
@@ -315,7 +650,7 @@ def test_keyboard(quick_page):
     quick_page.locator("#message").focus()
     quick_page.keyboard.type("and now slowly")
     quick_page.keyboard.press("Enter")
-    quick_page.wait_for_selector(".them:last-child i", state="attached")
+    quick_page.wait_for_selector(".exchange:last-child .them i", state="attached")
     quick_page.keyboard.press("Escape")
     quick_page.wait_for_selector("body:not(.speaking)")
     assert quick_page.locator("#send").inner_text() == "Send"
@@ -325,8 +660,11 @@ def test_screen_reader(quick_page):
     log = quick_page.get_by_role("log", name="Conversation")
     assert log.get_attribute("aria-live") == "polite"
     for role, name in (("textbox", "Your message"), ("slider", "temperature"), ("slider", "top-k"), ("checkbox", "slowly"), ("button", "Send"),
-                       ("button", "dark"), ("list", "Candidates for the next token"), ("group", "Things to say")):
+                       ("button", "dark"), ("button", "take the tour"), ("list", "Candidates for the next token"), ("group", "Things to say"),
+                       ("listbox", "The conversation, token by token"), ("tablist", "What to look at"), ("tab", "Chances"), ("tab", "Looked at"),
+                       ("tab", "Layers"), ("tabpanel", "Chances")):
         assert quick_page.get_by_role(role, name=name).count() == 1, name
+    assert quick_page.get_by_role("tab", selected=True).inner_text() == "Chances"
     quick_page.get_by_label("slowly").check()
     quick_page.get_by_label("Your message").fill("hello")
     quick_page.keyboard.press("Enter")
@@ -336,16 +674,29 @@ def test_screen_reader(quick_page):
     quick_page.wait_for_selector("body:not(.speaking)")
     assert quick_page.locator(".them").get_attribute("aria-hidden") is None
     assert re.match(r"You: hello\n?", log.locator(".you .bubble").text_content())
+    assert quick_page.get_by_role("option").count() == quick_page.evaluate("latest.ids.length") and quick_page.get_by_role("option", selected=True).count() == 1
+    quick_page.get_by_role("tab", name="Looked at").click()
+    assert quick_page.get_by_role("group", name="The attention heads, a row for each layer").get_by_role("button", name="layer 1, head 0").count() == 1
+    quick_page.get_by_role("tab", name="Layers").click()
+    assert quick_page.get_by_role("rowheader").all_inner_texts() == ["embedding", "block 0", "block 1"]
 
 
-@pytest.mark.parametrize("width", [320, 390, 760])
+@pytest.mark.parametrize("width", [320, 360, 760])
 def test_phone(visit, quick, width):
     page = visit(quick, viewport={"width": width, "height": 740}, has_touch=True, device_scale_factor=2)
     say(page, "w" * 300)
     page.locator("#panel").evaluate("panel => { panel.open = true }")
     say(page, "hello there")
     wide = """[...document.querySelectorAll("body *")].filter(e => !e.closest("#demo, .hidden, svg") && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.id || e.className)"""
-    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth") and page.evaluate(wide) == []
+    for tab in ("looked", "layers", "chances"):
+        page.locator(f"#tab-{tab}").click()
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth") and page.evaluate(wide) == []
+    page.locator("#tour").click()
+    for number in range(1, 8):
+        page.wait_for_selector(f"[data-stop='{number}']")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth") and page.evaluate(wide) == []
+        assert page.locator("#stop-on").bounding_box()["y"] < 740 and page.locator("#stop-text").is_visible()
+        page.locator("#stop-on").click()
     for name in ("#message", "#send", "#theme"):
         assert page.locator(name).bounding_box()["y"] + page.locator(name).bounding_box()["height"] <= 740
 
@@ -363,8 +714,7 @@ def test_light_and_dark(visit, quick):
 
 def test_another_character(nb, small, visit, tmp_path):
     """Another name, another script, another size: nothing of the fish shows."""
-    torch.manual_seed(1)
-    model = nb.GuppyLM(nb.GuppyConfig(vocab_size=small[2].vocab_size, context=96, width=30, layers=2, heads=3, ffn=54)).eval()
+    model = lively(nb, small[2], context=96, width=30, layers=2, heads=3, ffn=54)
     name = "Ёжик </script><b>__WEIGHTS__"
     page = visit(nb.write_page(model, small[2], tmp_path / "else.html", name, ["привет!", MARKUP]))
     say(page, "как дела?")
@@ -402,7 +752,10 @@ DAMAGE = {
     "letters that are no base64": (lambda text: text.replace('id="weights">', 'id="weights">*?'), "not correctly encoded"),
     "another shape": (lambda text: re.sub(r'("tok_emb.weight",\d+),\d+', r"\1,31", text), "weights and"),
     "a tokenizer cut short": (lambda text: re.sub(r'("merges":).*?(?=,"config")', r"\1[[1,2", text, flags=re.S), "JSON"),
-    "the end of the file lost": (lambda text: text[:text.index('<script type="text/plain" id="floats">')], "null"),
+    "one letter of the weights changed": (lambda text: re.sub(r'(id="weights">[^<]{400})(.)', lambda m: m[1] + ("B" if m[2] == "A" else "A"), text), "checksum"),
+    "one letter of the floats changed": (lambda text: re.sub(r'(id="floats">[^<]{400})(.)', lambda m: m[1] + ("B" if m[2] == "A" else "A"), text), "checksum"),
+    "one merge changed": (lambda text: re.sub(r'("merges":\[\[\d+,)(\d)', lambda m: m[1] + str((int(m[2]) + 1) % 10), text), "checksum"),
+    "the end of the file lost": (lambda text: text[:text.index('<script type="text/plain" data-sum="', text.index('id="weights">'))], "null"),
 }
 
 

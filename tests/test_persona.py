@@ -1,14 +1,17 @@
 """Another character in place of the fish: nothing of the fish is left, and any script of the world will do."""
 import json
 import math
-import os
+import random
 import re
-import subprocess
-import sys
 
+import matplotlib.pyplot as plt
 import notebook
 import pytest
 import torch
+from matplotlib import font_manager
+
+PERSONAS = notebook.ROOT / "assets/personas"
+GALLERY = sorted(path for path in PERSONAS.glob("*.txt") if path.stem not in ("blank", "guppy", "guppy-wide"))
 
 # words of the fish's script that a plot or a table also needs, to say what it shows
 PLAIN = set("""asked better blocks class count understood future orange plane sentence strong weigh where number could learn temperature copies learning moves healthy library measured thing train words""".split())
@@ -22,7 +25,16 @@ def vocabulary(nb, persona):
     trees = [tree for topic in persona.topics.values() for wording, replies in topic.own.items()
              for tree in [persona.opening(), persona.tree(wording), *replies]]
     pools = {word for pool in persona.pools for word in [*persona.pools[pool], *persona.held_out_words.get(pool, ())]}
-    return words(" ".join([*nb.words_of([trees]), *pools, persona.head["name"]]))
+    return words(" ".join([*said_by(nb, trees), *pools, persona.head["name"]]))
+
+
+def said_by(nb, tree):
+    """All that stands in a tree, slots left out."""
+    for part in tree:
+        if isinstance(part, str):
+            yield part
+        elif not isinstance(part, nb.Slot):
+            yield from said_by(nb, part)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +83,6 @@ def test_nothing_of_the_fish_is_left_in_plots_and_tables(run_of_rollo, fishy):
     folder, printed, plots = run_of_rollo
     assert len(plots) > 50
     printed = printed.replace("do you like music?", "").replace("fish [102, 105, 115, 104]", "")      # a word in bytes, section 4
-    known = ("share of right replies: the fish (orange)", "five small fish")      # two titles still to be made general
-    plots = [text for text in plots if not text.startswith(known)]
     for text in (" ".join(plots), printed):
         left = sorted(words(text) & fishy - PLAIN)
         assert not left, " ".join(left)
@@ -81,41 +91,242 @@ def test_nothing_of_the_fish_is_left_in_plots_and_tables(run_of_rollo, fishy):
     assert (folder / "out/rollo/model.safetensors").exists() and not (folder / "out/guppy").exists()
 
 
-def test_unknown_persona(tmp_path):
-    code = "\n\n".join(cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code")
-    (tmp_path / "guppylm.py").write_text(re.sub(r"^PERSONA = .*$", 'PERSONA = "gupy"', code, count=1, flags=re.M), encoding="utf-8")
-    run = subprocess.run([sys.executable, "guppylm.py"], cwd=tmp_path, capture_output=True, text=True,
-                         env=os.environ | {"GUPPY_PRESET": "smoke", "MPLBACKEND": "Agg"})
-    assert run.returncode != 0 and "PERSONA is 'gupy'; it can be guppy or rollo" in run.stderr
+# ---- a character from a file ----
 
+SCRIPT = """! name bell
+! alphabet a-z .,?!
+! demo hello
+@when = at dawn | at noon | at night | on monday | on friday | today | last year | in may
+@name* = anna | ben | carla | david | emma | felix | grace | hugo | ines | jack | kate | liam
+# hello: hello | good morning | are you there?
+< ding. | i rang @when. + i ring @when and @later:when. |
+# names x2: i am @name | my name is @name | call me @name
+< @name, ding. | ding, @name. + @when i ring for @name. |
+"""
+
+
+def cell_with(text):
+    cell, = (cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code" and text in cell["text"])
+    return cell
+
+
+def same(a, b):
+    return (a.head, a.decoration, a.slips, a.pools, a.ways) == (b.head, b.decoration, b.slips, b.pools, b.ways) \
+        and [topic.own for topic in a.topics.values()] == [topic.own for topic in b.topics.values()]
+
+
+def test_a_character_has_a_name_a_path_or_a_text(nb, tmp_path):
+    assert same(nb.read_persona("rollo"), nb.parse_persona(nb.ROLLO)) and nb.read_persona("guppy").name == "guppy"
+    file = tmp_path / "bell.txt"
+    file.write_text(SCRIPT, encoding="utf-8")
+    for source in (SCRIPT, file, str(file)):
+        assert same(nb.read_persona(source), nb.parse_persona(SCRIPT))
+    file.write_text(SCRIPT.replace("! name bell\n", ""), encoding="utf-8")
+    assert nb.read_persona(file).name == "bell", "without a line for the name, that of the file"
+
+
+READ_RIGHT = {
+    "a BOM": SCRIPT.encode("utf-8-sig"),
+    "Windows line ends": SCRIPT.replace("\n", "\r\n").encode(),
+    "line ends of an old Mac": SCRIPT.replace("\n", "\r").encode(),
+    "tabs": SCRIPT.replace(" | carla", "\n\t|\tcarla").encode(),
+    "spaces that do not break": SCRIPT.replace(" | ", "\u00a0| ").encode(),
+    "marks of direction": SCRIPT.replace("ding", "\u200fding\u200e").encode(),
+}
+
+
+@pytest.mark.parametrize("data", READ_RIGHT.values(), ids=READ_RIGHT)
+def test_files_that_are_read_right(nb, tmp_path, data):
+    assert data != SCRIPT.encode()
+    (tmp_path / "bell.txt").write_bytes(data)
+    assert same(nb.read_persona(tmp_path / "bell.txt"), nb.parse_persona(SCRIPT))
+
+
+def test_letters_of_two_parts_are_read_as_one(nb, tmp_path):
+    """An editor may store é as e and an accent; what people type is put together (NFC)."""
+    (tmp_path / "a.txt").write_text("# a: cafe\u0301 | caf\u00e9 noir | the\n< oui.\n", encoding="utf-8")
+    assert "caf\u00e9" in nb.read_persona(tmp_path / "a.txt").topics["a"].own
+
+
+REFUSED = {
+    "UTF-16": (SCRIPT.encode("utf-16"), r"bell\.txt is written in UTF-16, .* save it as plain text in UTF-8"),
+    "UTF-16 without a mark": (SCRIPT.encode("utf-16-le"), r"bell\.txt is written in UTF-16"),
+    "Latin-1": (SCRIPT.replace("ben", "b\u00e9n").encode("latin-1"), r"bell\.txt, line 5: this is not UTF-8, but perhaps Latin-1 .*b\u00e9n.* save the file"),
+    "a document": (b"PK\3\4" + SCRIPT.encode(), r"bell\.txt is a document of a word processor"),
+    "rich text": (b"{\\rtf1" + SCRIPT.encode(), r"bell\.txt is a document of a word processor"),
+    "nothing": (b"", r"bell\.txt, line 1: this script has no topic"),
+    "a fault in a line": (SCRIPT.replace("i rang @when", "i rang @wen").encode(), r"bell\.txt, line 7: there is no pool @wen"),
+    "a fault between lines": (SCRIPT.replace("call me @name", "hello").encode(), r"bell\.txt, line 8: 'hello' is 'hello' of names and 'hello' of hello"),
+}
+
+
+@pytest.mark.parametrize("data,message", REFUSED.values(), ids=REFUSED)
+def test_files_that_are_refused(nb, tmp_path, data, message):
+    (tmp_path / "bell.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        nb.read_persona(tmp_path / "bell.txt")
+
+
+def test_there_is_no_such_file(nb, tmp_path):
+    for place in ("gupy", tmp_path / "none.txt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no file '{re.escape(str(place))}': a character is guppy, rollo, or the path of a script .*upload"):
+            nb.read_persona(place)
+
+
+def test_section_1_refuses_an_unknown_character_at_once(tmp_path):
+    cell = cell_with("PERSONA is {PERSONA!r}")
+    advice = cell[cell.index("if PERSONA not in"):cell.index("if not TRAIN")]
+    (tmp_path / "bell.txt").write_text(SCRIPT, encoding="utf-8")
+    for known in ("guppy", "rollo", str(tmp_path / "bell.txt")):
+        exec(advice, {"PERSONA": known, "Path": notebook.Path})
+    with pytest.raises(FileNotFoundError, match="PERSONA is 'gupy'; it can be guppy or rollo, or the path of a script"):
+        exec(advice, {"PERSONA": "gupy", "Path": notebook.Path})
+
+
+# ---- the gallery ----
+
+def test_the_two_files_of_the_notebook_are_its_two_scripts(nb):
+    for name, script in (("guppy", nb.GUPPY), ("rollo", nb.ROLLO)):
+        assert (PERSONAS / f"{name}.txt").read_text(encoding="utf-8") == script, f"assets/personas/{name}.txt and the notebook differ"
+
+
+def test_the_blank_is_ready(nb, capsys):
+    text = (PERSONAS / "blank.txt").read_text(encoding="utf-8")
+    persona = nb.read_persona(PERSONAS / "blank.txt")
+    assert capsys.readouterr().out == "", "no warning"
+    assert len(persona.topics) == 3 and persona.held_out_words and sum(line.startswith("//") for line in text.splitlines()) > 15
+    dataset = nb.make_dataset(persona, 10_000)
+    assert sum(map(len, dataset.values())) == 10_000 and len({c.reply for c in dataset["train"]}) > 3_000
+    assert all(sign in text for sign in ("\n! ", "\n~ ", "\n@", "* =", "\n# ", " x2:", "\n< ", " + ", " |\n", "[", "( "))
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=[path.stem for path in GALLERY])
+def test_a_character_of_the_gallery(nb, path, capsys):
+    persona = nb.read_persona(path)
+    assert capsys.readouterr().out == "", "no warning"
+    assert len(persona.topics) >= 15 and all(len(topic.wordings) >= 14 for topic in persona.topics.values())
+    copied = [name for name, topic in persona.topics.items() if any(f"@{pool}" in wording for wording in topic.wordings for pool in persona.held_out_words)]
+    assert len(copied) >= 3 and all(len(held) >= 2 for held in persona.held_out_words.values())
+    dataset = nb.make_dataset(persona, 5_000)
+    said = {use: {nb.bare(persona, c.prompt) for c in cs} for use, cs in dataset.items()}
+    assert not said["unseen"] & (said["train"] | said["val"])
+    questions = nb.exam_questions(persona, dataset, 60)
+    scores, passed = nb.grade(persona, dataset, questions, [c.reply for _, _, c in questions])
+    assert all(passed) and {"seen", "unseen", "copy"} <= {score for score, _, _ in questions}
+    for _, word, c in questions:
+        if word:
+            assert nb.log_prob(persona, c.topic, c.prompt, c.reply) > -math.inf, c
+            assert nb.log_prob(persona, c.topic, c.prompt, c.reply.replace(word, "").replace(word.capitalize(), "")) == -math.inf, c
+
+
+# ---- what other scripts of the world need ----
+
+def test_chinese_words_that_nobody_has_heard(nb):
+    pool = ["小明", "王小明", "安娜", "老张", "大华", "丽丽", "周子涵", "李雷"]
+    made = {nb.make_up(pool, random.Random(i)) for i in range(300)}
+    assert {len(word) for word in made} == {2, 3} and len(made - set(pool)) > 20
+    letters = set("".join(pool))
+    assert all(set(word) <= letters and not any(known in word for known in pool) for word in made)
+
+
+def test_right_to_left(nb, capsys):
+    """Marks of isolation, from the first such letter to the last, with the sign that ends the sentence."""
+    assert nb.isolated("you> مرحبا، يا علي! + more") == "you> \u2067مرحبا، يا علي!\u2069 + more"
+    assert nb.isolated("12 fish. (شكرا)") == "12 fish. (\u2067شكرا)\u2069" and nb.isolated("no 鱼 here.") == "no 鱼 here."
+    nb.show_table(("what", "n"), ("شكرا.", 1), ("thanks", 22))
+    nb.print_wrapped("علي> أهلا.")
+    printed = capsys.readouterr().out
+    assert "\u2067شكرا.\u2069    1\n" in printed and printed.endswith("\u2067علي> أهلا.\u2069\n")
+
+
+@pytest.fixture()
+def fonts():
+    """Puts fonts back as they were."""
+    yield
+    plt.rcdefaults()
+    plt.Text.set_text = getattr(plt.Text.set_text, "without_dots", plt.Text.set_text)
+
+
+def drawn(text, **looks):
+    figure = plt.figure()
+    shown = figure.text(0, 0, text, **looks)
+    figure.canvas.draw()
+    plt.close(figure)
+    return shown.get_text()
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_letters_that_no_font_has_are_dots_and_not_boxes(nb, fonts, monkeypatch):
+    chinese = nb.Persona(letters=set("鱼你 a"))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")])
+    assert nb.fit_fonts(chinese) is None
+    assert drawn("a 鱼 b") == "a · b"
+    assert nb.fit_fonts(nb.Persona(letters=set("abc مرحبا éß жд"))) is None
+    assert drawn("مرحبا жд") == "مرحبا жд"
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_font_that_has_the_letters_is_taken(nb, fonts):
+    name = nb.fit_fonts(nb.Persona(letters=set("鱼你 a鿿")))
+    assert name is None or "Last Resort" not in name
+    if name is None:
+        pytest.skip("no font with Chinese letters here: the test above is about that")
+    assert drawn("a 鱼") == "a 鱼" and name in plt.rcParams["font.family"]
+    assert drawn("user⏎ 鱼 �", family=nb.MONOSPACE) == "user⏎ 鱼 �", "signs of tokens beside Chinese letters"
+    nb.fit_fonts(nb.Persona(letters=set("abc")))
+    assert plt.rcParams["font.family"] == ["DejaVu Sans"] and nb.MONOSPACE == ["DejaVu Sans Mono"]
+
+
+# ---- the report ----
 
 def test_report(nb, rollo, capsys):
-    rows = {what: (number, where) for what, number, where in nb.persona_report(rollo)}
-    assert capsys.readouterr().out == "", "the linter's warnings are rows, not lines"
-    dataset = nb.make_dataset(rollo)
+    rows = {what: (number, where) for what, number, where in nb.persona_report(rollo, 8_000)}
+    assert capsys.readouterr().out == "", "warnings are rows, not lines"
+    dataset = nb.make_dataset(rollo, 8_000)
     drawn = [c for cs in dataset.values() for c in cs]
-    assert rows["distinct prompts"][0] == len({c.prompt for c in drawn}) > 15_000
-    assert rows["distinct replies"][0] == len({c.reply for c in drawn}) > 30_000
+    assert rows["distinct prompts"][0] == len({c.prompt for c in drawn}) > 4_000
+    assert rows["distinct replies"][0] == len({c.reply for c in drawn}) > 6_000
     floor = -sum(nb.log_prob(rollo, c.topic, c.prompt, c.reply) for c in dataset["val"]) / 1_500
     assert rows["floor"] == (pytest.approx(floor), "nats per reply")
-    assert rows["warnings of the linter"][0] == 0 and rows["fewest wordings"][0] >= 14
+    assert rows["fewest wordings"][0] >= 14 and not any("12" in what for what in rows)
 
 
-def test_report_of_a_script_with_faults_to_find(nb):
-    rows = {what: (number, where) for what, number, where in nb.persona_report(nb.parse_persona(THIN), 3_200)}
+def test_report_of_a_script_with_faults_to_find(nb, tmp_path, capsys):
+    (tmp_path / "thin.txt").write_text(THIN, encoding="utf-8")
+    rows = nb.persona_report(tmp_path / "thin.txt", 3_200)
+    assert rows == nb.persona_report(THIN, 3_200) == nb.persona_report(nb.parse_persona(THIN), 3_200)
+    rows = {what: (number, where) for what, number, where in rows}
     assert rows["fewest wordings"] == (3, "kites") and rows["fewest replies"] == (81, "kites")
-    share, pair = rows["closest wordings of two topics"]
-    assert share == 1 and pair == "'is the kite red' (kites), 'the kite is red' (paint)"
-    assert rows["words that stand once in its topic"] == (10, "do fly is kite like red")
-    assert rows["warnings of the linter"][0] == 2 and "topic kites has 3 wordings" in rows["warnings of the linter"][1]
+    assert rows["warning: wordings of two topics too close"] == (1, "'is the kite red' (kites), 'the kite is red' (paint)")
+    assert rows["warning: topics of fewer than 12 wordings"] == (3, "kites, paint, who")
+    assert rows["warning: open pools of fewer than 12 words"] == (1, "@who")
+    assert rows["warning: wordings that a word counter misplaces"][1].startswith("of 11;")
+
+
+def test_wordings_that_will_be_understood_badly(nb):
+    persona = nb.parse_persona(THIN)
+    found = {wording: (topic, guess, word, once) for _, wording, topic, guess, word, once in nb.misleading_wordings(persona)}
+    assert found["is the kite red"][:3] == ("kites", "paint", "red") and found["is the kite red"][3]
+    assert "red paint" not in found and "i am @who" not in found
+    assert [row[0] for row in nb.misleading_wordings(persona)] == sorted((row[0] for row in nb.misleading_wordings(persona)), reverse=True)
+
+
+def test_the_word_counter_where_there_are_no_spaces(nb):
+    script = "! spaces no\n# 雨: 下雨了 | 今天下雨吗 | 下雨好吗\n< 是。\n# 茶: 喝茶吗 | 我要喝茶 | 喝茶好吗\n< 好。\n"
+    assert nb.misleading_wordings(nb.parse_persona(script)) == []
+    wrong = nb.misleading_wordings(nb.parse_persona(script.replace("我要喝茶", "今天下雨好")))
+    assert [(row[1], row[2], row[3]) for row in wrong][:1] == [("今天下雨好", "茶", "雨")]
 
 
 THIN = """! alphabet abcdefghijklmnopqrstuvwxyz .,?
 @x = up | down | left | right | here | there | now | never | often
+@who* = ann | bob | cat | dan | eve | fay
 # kites: is the kite red | do kites fly | like kites
 < a kite goes @x and @y:x.
 # paint x2: the kite is red | how red is red | red is red enough | red paint | is paint red enough
 < @x. | @x, @y:x and @z:x. | @x and @y:x. + @v:x. | so @w:x. |
+# who: i am @who | my name is @who | so i am @who
+< @who @x. | @x, @who. | @who and @y:x. + @v:x. |
 """
 
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -156,6 +157,8 @@ WRONG = {
     "a key too few": ("config.json", lambda c: c.pop("n_inner"), "n_inner"),
     "words for numbers": ("config.json", lambda c: c.update(n_positions="many"), "whole fish"),
     "a vocabulary too small": ("config.json", lambda c: c.update(vocab_size=300), "another shape"),
+    "more layers than there are weights": ("config.json", lambda c: c.update(n_layer=200), "cannot hold them"),
+    "a context without end": ("config.json", lambda c: c.update(n_positions=10**9), "no model of this notebook"),
 }
 
 
@@ -401,6 +404,129 @@ def test_from_a_hub_and_from_its_cache(nb, saved, older, tmp_path):
     assert "it/s" not in written and "B/s" not in written, "no progress bars"
 
 
+# ---- an address: a web server on this machine ----
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """GET of /{name}/{file} for the folder `fish`; the name says what goes wrong, in the weights if nowhere else."""
+    fish, port, asked = None, 0, []
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        fault, file = re.fullmatch(r"/([\w-]+)/([\w.]+)", self.path).groups()
+        weights, kind, status = file == "model.safetensors", "application/octet-stream", 200
+        path = self.fish / file
+        body = path.read_bytes() if path.is_file() else b"not here"
+        if not path.is_file() or fault == "nothing" or (fault == "no-history" and file == "history.json"):
+            status = 404
+        if fault in ("there", "elsewhere"):                          # to another folder of this server, or to another server
+            where = f"http://127.0.0.1:{self.port}" if fault == "there" else f"http://localhost:{self.port}"
+            self.send_response(302)
+            self.send_header("Location", f"{where}/whole/{file}")
+            return self.end_headers()
+        if fault == "busy":
+            status = 503
+        if fault == "page":
+            body, kind = b"<!doctype html><title>Sign in</title>", "text/html; charset=utf-8"
+        if fault == "page-in-disguise":
+            body = b"<!doctype html><title>Sign in</title>"
+        if fault == "other-weights" and weights:
+            body = body[:-4]                                         # the header of the file asks for more
+        if fault == "giant" and file == "config.json":
+            body = body.replace(b'"n_embd": 64', b'"n_embd": 640000')
+        declared = {"declares-too-much": 65_000_000, "cut": len(body)}.get(fault if weights else "", len(body))
+        if fault == "cut" and weights:
+            body = body[:len(body) // 2]
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if not (fault == "endless" and weights):
+            self.send_header("Content-Length", str(declared))
+        self.end_headers()
+        with contextlib.suppress(OSError):                           # whoever asked has heard enough
+            self.wfile.write(body)
+            for _ in range(1_100 if fault == "endless" and weights else 0):
+                self.wfile.write(bytes(65_536))
+
+
+@pytest.fixture(scope="module")
+def site(saved):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    Site.fish, Site.port = saved, server.server_address[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{Site.port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def out(nb, tmp_path, monkeypatch):
+    """Where downloads go in this test; no proxy stands between."""
+    monkeypatch.setattr(nb, "OUT", tmp_path / "out")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", ["whole", "whole/", "there", "no-history"])
+def test_a_fish_from_an_address(nb, fish, site, out, name, capsys):
+    model, tokenizer = nb.load_pretrained(f"{site}/{name}")
+    ids = torch.randint(300, (1, 20))
+    assert torch.equal(model.cpu()(ids), fish[0](ids)) and tokenizer.merges == fish[1].merges and model.source == f"{site}/{name}"
+    assert [entry["step"] for entry in model.history] == ([] if name == "no-history" else [5])
+    assert "downloading the fish at" in (said := capsys.readouterr().out) and "model.safetensors: " in said
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert {path.name for path in left} <= nb.FISH_FILES.keys() and len({path.parent for path in left}) == 1, "nothing else stays"
+    assert not any("bin" in path for path in Site.asked), "a pickle is not even asked for"
+    Site.asked.clear()
+    again = nb.load_pretrained(f"{site}/{name}")[0]
+    assert torch.equal(again.cpu()(ids), model(ids)) and Site.asked == [] and "was downloaded before" in capsys.readouterr().out
+    nb.save_pretrained(model, tokenizer, out / "copy")
+    assert f"those of {site}/{name}, under" in (out / "copy/README.md").read_text(encoding="utf-8")
+
+
+REFUSED = {
+    "nothing": (FileNotFoundError, "there is no http"), "busy": (ConnectionError, "says 503"), "cut": (ConnectionError, "cut short after"),
+    "declares-too-much": (ValueError, "65,000,000 bytes; at most 64,000,000"), "endless": (ValueError, "more than 64,000,000 bytes"),
+    "elsewhere": (ValueError, "leads elsewhere, to http://localhost"), "page": (ValueError, "is a web page"),
+    "page-in-disguise": (ValueError, "whole fish"), "other-weights": (ValueError, "whole fish"), "giant": (ValueError, "cannot hold them"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_address_that_gives_no_whole_fish(nb, site, out, name):
+    kind, says = REFUSED[name]
+    with pytest.raises(kind, match=says) as caught:
+        nb.load_pretrained(f"{site}/{name}")
+    assert "127.0.0.1" in str(caught.value) and "\n" not in str(caught.value)
+    assert not [path for path in out.rglob("*") if path.is_file() or path.name == "fish"], "no half download stays"
+
+
+def test_addresses_that_are_not_asked(nb, out):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = probe.getsockname()[1]
+    with pytest.raises(ConnectionError, match="check the network"):
+        nb.load_pretrained(f"http://127.0.0.1:{closed}/fish")
+    for address in ("http://example.org/fish", "ftp://example.org/fish", "file:///etc", "https://example.org/fish?token=1", "https:///fish", "://"):
+        with pytest.raises(ValueError, match="beginning with https"):
+            nb.load_pretrained(address)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+def test_which_fish_when_none_is_named(nb, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(notebook.ROOT)
+    assert nb.default_fish() == nb.ASSETS and capsys.readouterr().out == ""
+    monkeypatch.chdir(tmp_path)
+    assert nb.default_fish() == nb.HUB_REPO and "the fish of another project" in capsys.readouterr().out
+    assert "load_pretrained(FISH or default_fish())" in cell_with("default_fish())")
+
+
+def test_the_size_of_a_model_is_known_before_it_is_built(nb):
+    for config in (nb.GuppyConfig(), nb.GuppyConfig(300, 40, 48, 3, 4, 100)):
+        assert nb.parameters_of(config) == sum(p.numel() for p in nb.GuppyLM(config).parameters())
+
+
 # ---- what people do with it ----
 
 def test_the_five_lines_of_the_readme():
@@ -469,9 +595,11 @@ def test_chat_and_push_are_off_and_push_goes_to_the_readers_own_repo(monkeypatch
 
 def test_only_guppy_was_trained_before(tmp_path):
     cell = cell_with("PERSONA is {PERSONA!r}")
-    advice = cell[cell.index("if PRESET not in"):]
+    advice = cell[cell.index("if PRESET not in"):cell.index("print(f")]
+    settings = {"PRESET": "auto", "PERSONA": "rollo", "TRAIN": False}
     with pytest.raises(ValueError, match="set TRAIN = True to train rollo"):
-        exec(advice, {"PRESET": "auto", "PERSONA": "rollo", "TRAIN": False, "DEVICE": "cpu", "sys": sys, "time": time})
+        exec(advice, settings | {"FISH": ""})
+    exec(advice, settings | {"FISH": "out/rollo"})
 
 
 # ---- the assets ----
@@ -509,7 +637,7 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 100)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.98 and best["unseen"] >= 0.80 and best["copy"] >= 0.60 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.72 and best["unseen"] >= 0.70 and best["free"] >= 0.45 and best["copy"] >= 0.60 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)

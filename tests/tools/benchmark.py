@@ -144,7 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=1_500, help="steps of the reference (its own run has 10,000)")
-    parser.add_argument("--ours-steps", type=int, help="steps of ours; three quarters of --steps if not given")
+    parser.add_argument("--ours-steps", type=int, help="steps of ours; three tenths of --steps if not given")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="for both; what the device does fastest if not given")
     parser.add_argument("--minutes", type=float, default=0, help="stop each run after so many minutes of training")
     parser.add_argument("--data", help="a file of conversations, instead of the notebook's own")
@@ -167,7 +167,7 @@ def main():
         val = dataset["val"][:500]
         floor = -sum(nb.log_prob(persona, *(c.topic, c.prompt, c.reply)) for c in val) / sum(
             sum(nb.encode_chat(tokenizer, c.prompt, c.reply)[1]) for c in val)
-    ours_steps = options.ours_steps or max(20, 3 * options.steps // 4)
+    ours_steps = options.ours_steps or max(20, 3 * options.steps // 10)
     print(f"{options.device}, {precision}, {torch.get_num_threads()} threads, torch {torch.__version__}, seed {options.seed}; "
           f"{len(dataset['train']):,} conversations to train on, floor {floor:.3f}")
     curves = {}

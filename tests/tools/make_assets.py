@@ -1,7 +1,9 @@
 """Train the fish that the repository gives away, examine it, and write it where others find it.
 
-python tests/tools/make_assets.py                          trains `full` (12,000 steps), rounds to float16, examines, and writes
+python tests/tools/make_assets.py                          trains `full` (4,000 steps), rounds to float16, examines, and writes
                                                            assets/pretrained/ and assets/guppy.html
+python tests/tools/make_assets.py --fish out/guppy         the same with the fish that a run of the notebook has saved
+python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after so many more steps, from half the rate down to 0
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
 A run that is cut short goes on from its checkpoint in out/. The trained fish stays in out/full, and is used again while script, recipe
@@ -36,6 +38,12 @@ def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def later(history, before):
+    """The entries of a second training, counted on from the end of the first."""
+    end = before[-1] if before else {"step": 0, "tokens": 0, "seconds": 0.0}
+    return [entry | {key: entry[key] + end[key] for key in end if key in ("step", "tokens", "seconds")} for entry in history]
+
+
 def examine(nb, model, tokenizer, persona, dataset, n=500):
     """(scores, ceiling): the shares of the model, and those of the grammar with its own replies to the same questions."""
     questions = nb.exam_questions(persona, dataset, n, nb.SEED)
@@ -46,8 +54,10 @@ def examine(nb, model, tokenizer, persona, dataset, n=500):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--out", type=Path, default=notebook.ROOT / "assets")
+    parser.add_argument("--fish", type=Path, help="a folder that a run of the notebook has saved: nothing is trained")
+    parser.add_argument("--more", type=int, default=0, metavar="STEPS", help="with --fish: train it so much further")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     nb = notebook.load()
@@ -56,8 +66,18 @@ def main():
     tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
     recipe = nb.Recipe(steps=options.steps, every=max(20, options.steps // 12))
     made_of = json.dumps([digest(nb.GUPPY), asdict(recipe), asdict(nb.GuppyConfig(tokenizer.vocab_size))])
-    raw = nb.OUT / ("full" if options.steps == 12_000 else f"full-{options.steps}")
-    if not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
+    raw = nb.OUT / ("full" if options.steps == 4_000 else f"full-{options.steps}")
+    if options.fish:
+        model, own = nb.load_pretrained(options.fish)
+        if own.content() != tokenizer.content():
+            raise SystemExit(f"the fish in {options.fish} was trained on another script: its tokenizer is another")
+        history = model.history
+        if options.more:
+            recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
+            history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, dataset, recipe, persona.demo, nb.OUT), history)
+            if history[-1]["step"] < model.history[-1]["step"] + options.more:
+                raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
+    elif not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
         model, _ = nb.load_pretrained(raw)
         history = model.history
     else:

@@ -16,21 +16,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import notebook
 
 # sixty real words that the script lacks, each in a frame as somebody might type it
-UNKNOWN = """what is a turnip? | my name is Bartholomew | do you know what a trombone is? | i bought a lawnmower yesterday | have you ever seen a cactus?
+UNKNOWN = """what is a turnip? | my name is Bartholomew | do you know what a trombone is? | i bought a lawnmower yesterday | have you ever seen a windmill?
 what does a carburetor do? | meet my friend Ingrid | i had falafel for lunch | would you like some pierogi? | can you hear the bluegrass?
-my cat Chairman is here | what is photosynthesis? | i need a screwdriver | tell me about volcanoes | do you own a tuxedo? | i lost my umbrella
+my cat Chairman is here | what is photosynthesis? | i need a screwdriver | tell me about volcanoes | do you own a tuxedo? | i lost my stapler
 call me Wolfgang | this is my sister Delphine | do you like sauerkraut? | i am eating a burrito | explain bureaucracy to me | what is a helicopter?
-where is my calculator? | i broke my ukulele | what do you think of karaoke? | hello, it's Dimitri | my cat is called Pumpernickel | do fish eat marzipan?
+where is my calculator? | i broke my ukulele | what do you think of flamenco? | hello, it's Dimitri | my cat is called Pumpernickel | do fish eat marzipan?
 do you want some gnocchi? | i listen to ragtime | what is a stethoscope? | do you know about taxes? | i have a skateboard | how does a zipper work?
 say hello to Guadalupe | people call me Fitz | have you heard of astrology? | what is a lighthouse for? | my hairdryer is broken | do you need a wheelbarrow?
 i am called Thaddeus | can i give you a pretzel? | do you like dubstep? | what's a crocodile? | do you have a mortgage? | what is an hourglass?
 this is Bronwyn | i want to know what a xylophone is | do you use a thermos? | i cooked risotto with saffron | my friend Octavia is visiting
 do you know what plumbing is? | why do humans need elevators? | what is jujitsu? | have you tried wasabi? | my kitten Waffles wants to see you
-i bought a new trampoline | what are headphones? | do you play lacrosse? | i study archaeology"""
-WORDS = """turnip bartholomew trombone lawnmower cactus carburetor ingrid falafel pierogi bluegrass chairman photosynthesis screwdriver volcanoes tuxedo
-umbrella wolfgang delphine sauerkraut burrito bureaucracy helicopter calculator ukulele karaoke dimitri pumpernickel marzipan gnocchi ragtime stethoscope taxes
+i bought a new trampoline | what are binoculars? | do you play lacrosse? | i study archaeology"""
+WORDS = """turnip bartholomew trombone lawnmower windmill carburetor ingrid falafel pierogi bluegrass chairman photosynthesis screwdriver volcanoes tuxedo
+stapler wolfgang delphine sauerkraut burrito bureaucracy helicopter calculator ukulele flamenco dimitri pumpernickel marzipan gnocchi ragtime stethoscope taxes
 skateboard zipper guadalupe fitz astrology lighthouse hairdryer wheelbarrow thaddeus pretzel dubstep crocodile mortgage hourglass bronwyn xylophone thermos saffron
-octavia plumbing elevators jujitsu wasabi waffles trampoline headphones lacrosse archaeology""".split()
+octavia plumbing elevators jujitsu wasabi waffles trampoline binoculars lacrosse archaeology""".split()
 ODD = ["🐟", "🐟🐟🐟 hi", "你好", "привет, рыбка", "¿qué tal?", "日本語", "مرحبا", "café?", "ﬀ", "e\u0301", "\u200b", "½ ² №", "😀 are you hungry? 😀"]
 
 
@@ -71,7 +71,8 @@ def main():
         for (prompt, word), reply, ok in zip(things, replies, whole):
             print("     " if ok else "WRONG", prompt, "->", reply)
     odd = say(nb, model, tokenizer, ODD * 4)
-    rows.append(("replies to odd letters without broken bytes", len(odd), f"{nb.share(['\ufffd' not in reply for reply in odd]):.1%}"))
+    whole = nb.share(["\ufffd" not in reply for reply in odd])
+    rows.append(("replies to odd letters without broken bytes", len(odd), f"{whole:.1%}"))
     nb.show_table(("asked", "prompts", "share"), *rows)
 
 

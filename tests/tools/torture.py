@@ -3,6 +3,8 @@
 python tests/tools/torture.py                 30 times Ctrl-C and 30 times kill -9, at random moments, in float32, bfloat16 and float16
 python tests/tools/torture.py --times 5       fewer
 python tests/tools/torture.py --same 8        8 processes of one float32 run of 60 steps on two threads: how many sets of weights?
+python tests/tools/torture.py --ranks         two processes that share a run, as on two GPUs: one is killed, one hangs, torchrun starts them again
+python tests/tools/torture.py --cost          what the files of a run of the lesson's model cost
 
 The model is tiny and computes on one thread. A file is written after every fifth of a second, slowly, so that many signals fall into
 the writing. One signal in five is two of Ctrl-C in a row. Each start of a worker gets one signal, at a random moment of what is
@@ -10,10 +12,13 @@ left of the run, and the next start goes on from the file; when a run comes to i
 for the seconds) and the random generator must be those of the undisturbed run, and no file may be left. Exit status 1 otherwise.
 """
 import argparse
+import contextlib
 import hashlib
 import os
 import random
 import signal
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,6 +85,127 @@ def worker(folder, precision, steps, threads, slow):
     print(f"\nEND {weights[:12]} {digest.hexdigest()[:12]}", flush=True)
 
 
+# ---- two processes that share a run ----
+
+def rank_worker(folder, steps):
+    """One of the processes that torchrun starts. Writes its number and process id to a file, and at the end, as rank 0, its hash."""
+    torch.set_num_threads(1)
+    nb = notebook.load()
+    nb.join_ranks()
+    dataset = {name: [nb.Conversation(*c) for c in part] for name, part in torch.load(folder / "data.pt", weights_only=True).items()}
+    tokenizer = nb.BPETokenizer.load(folder / "tokenizer.json")
+    torch.manual_seed(0)
+    model = nb.GuppyLM(nb.GuppyConfig(vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, ffn=64))
+    nb.TrainingRun.save_every = 0.2
+    rate = nb.learning_rate
+
+    def slow_rate(recipe, step):
+        (folder / f"rank{nb.RANK}").write_text(f"{os.getpid()} {step}")
+        time.sleep(0.02)
+        return rate(recipe, step)
+    nb.learning_rate = slow_rate
+    recipe = nb.Recipe(steps=steps, every=max(1, steps // 4), lr=3e-3, warmup=5, precision="float32")
+    history = nb.train(model, tokenizer, dataset, recipe, ["hello"], folder / "out")
+    digest = hashlib.sha256(repr([[entry[key] for key in ("step", "tokens", "loss", "val", "losses", "diary")] for entry in history]).encode())
+    nb.leave_ranks()
+    print(f"\nEND {digest.hexdigest()[:12]}", flush=True)
+
+
+def rank_at(folder, rank, step):
+    """The process id of a rank, once it has come to a step; the file is then taken away, so that the next start writes it anew."""
+    path = folder / f"rank{rank}"
+    for _ in range(3_000):
+        time.sleep(0.1)
+        with contextlib.suppress(OSError, ValueError):
+            number, at = map(int, path.read_text().split())
+            if at >= step:
+                path.unlink()
+                return number
+    sys.exit(f"rank {rank} did not come to step {step} within five minutes")
+
+
+def torchrun(folder, steps, restarts):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}",
+               __file__, "--rank-worker", str(folder), str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def by_hand(folder, steps):
+    """The two processes without torchrun, as they are when a whole machine of several is gone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [subprocess.Popen([sys.executable, __file__, "--rank-worker", str(folder), str(steps)], env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
+
+
+def torture_ranks(folder, steps=60):
+    """Returns how many of the cases went wrong."""
+    wrong = 0
+
+    def report(case, seconds, good, said):
+        nonlocal wrong
+        wrong += not good
+        for path in folder.glob("rank?"):
+            path.unlink()
+        print(f"{case}: {'well' if good else 'WRONG'}, {seconds:.1f} s\n    {said}", flush=True)
+
+    started, process = time.time(), torchrun(folder, steps, 0)
+    expected = end_of(process)
+    report("undisturbed", time.time() - started, expected, expected)
+
+    process = torchrun(folder, steps, 0)
+    os.kill(rank_at(folder, 1, 20), signal.SIGKILL)
+    started, (out, error) = time.time(), process.communicate(timeout=300)
+    told = [line for line in error.splitlines() if "SIGKILL" in line or "process 0 of 2 ends" in line]
+    seconds = time.time() - started
+    report("rank 1 killed under torchrun", seconds, process.returncode and seconds < 60 and told, told[:1])
+
+    for name, number in (("killed", signal.SIGKILL), ("hanging", signal.SIGSTOP)):
+        processes = by_hand(folder, steps)
+        os.kill(rank_at(folder, 1, 40), number)
+        started, (out, error) = time.time(), processes[0].communicate(timeout=300)
+        seconds = time.time() - started
+        processes[1].kill()
+        processes[1].communicate()
+        told = [line for line in error.splitlines() if line.startswith("process 0 of 2 ends")]
+        report(f"rank 1 {name}, without torchrun", seconds, processes[0].returncode and seconds < 60 and told, told[:1])
+
+    process = torchrun(folder, steps, 2)                             # goes on from what the others left
+    os.kill(rank_at(folder, 1, 45), signal.SIGKILL)
+    os.kill(rank_at(folder, 0, 50), signal.SIGKILL)
+    started, (out, error) = time.time(), process.communicate(timeout=300)
+    ends = [line[4:] for line in out.splitlines() if line.startswith("END ")]
+    went_on = [line for line in out.splitlines() if "going on after step" in line]
+    left = list((folder / "out").glob("training-*"))
+    report("killed twice with --max-restarts=2", time.time() - started, ends == [expected] and len(went_on) == 3 and not left, [*went_on, *ends, *left])
+    return wrong
+
+
+# ---- what the files cost ----
+
+def cost(folder):
+    """Print how long a run of the lesson's model takes to write its file, beside the time between two files."""
+    nb = notebook.load()
+    dataset = {name: [nb.Conversation(*c) for c in part] for name, part in torch.load(folder / "data.pt", weights_only=True).items()}
+    tokenizer = nb.BPETokenizer.load(folder / "tokenizer.json")
+    model = nb.GuppyLM(nb.GuppyConfig())
+    seconds, save = [], nb.TrainingRun.save
+
+    def timed(run):
+        started = time.perf_counter()
+        save(run)
+        seconds.append(time.perf_counter() - started)
+        sizes[:] = [path.stat().st_size for path in run.path.parent.glob("training-*.pt")]
+    sizes, nb.TrainingRun.save = [], timed
+    nb.TrainingRun.save_every = 0                                    # a file in every step
+    nb.train(model, tokenizer, dataset, nb.Recipe(steps=8, every=4, batch=2), (), folder / "cost")
+    typical, every = statistics.median(seconds[2:]), 60
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters: a file of {sizes[0] / 1e6:.0f} MB in {typical:.2f} s (longest {max(seconds):.2f} s)")
+    print(f"one every {every} s of training: {typical / every:.1%} of the time; what a kill loses: {every} s of training at most")
+
+
 def start(folder, precision, steps, threads=1, slow=True):
     command = [sys.executable, __file__, "--worker", str(folder), precision, str(steps), str(threads), str(int(slow))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -137,14 +263,23 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="this one alone")
     parser.add_argument("--same", type=int, metavar="N", help="N processes of the same run on two threads, and nothing else")
+    parser.add_argument("--ranks", action="store_true", help="two processes that share a run, and nothing else")
+    parser.add_argument("--cost", action="store_true", help="what the files of a run cost, and nothing else")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--rank-worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rank_worker:
+        return rank_worker(Path(options.rank_worker[0]), int(options.rank_worker[1]))
     if options.worker:
         folder, precision, steps, threads, slow = options.worker
         return worker(Path(folder), precision, int(steps), int(threads), int(slow))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data_for(folder)
+        if options.ranks:
+            sys.exit(torture_ranks(folder))
+        if options.cost:
+            return cost(folder)
         if options.same:
             ends = Counter(end_of(start(folder, "float32", 60, threads=2, slow=False)).split()[0] for _ in range(options.same))
             print(f"{options.same} processes, 60 steps in float32 on two threads: {len(ends)} sets of weights, {dict(ends)}")

@@ -1,0 +1,81 @@
+"""Train every character of assets/personas with section 24's `voice`, and write what its exam says into the README there.
+
+python tests/tools/gallery.py                          all but blank.txt and the fish, who has an exam of its own in the notebook
+python tests/tools/gallery.py assets/personas/rollo.txt another.txt     only these
+python tests/tools/gallery.py --steps 300              a short try: prints, and writes nothing
+
+Ends with status 1 when a character understands or copies less than the gallery promises. Takes some four minutes a character
+on two cores.
+"""
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import notebook
+
+PERSONAS = notebook.ROOT / "assets/personas"
+README = PERSONAS / "README.md"
+NEEDED = {"seen": 0.95, "unseen": 0.75, "copy": 0.60}
+STEPS = 3_600
+BEGIN, END = "<!-- gallery: written by tests/tools/gallery.py -->", "<!-- gallery end -->"
+HEAD = "| script | character | topics | wordings | seen | unseen | copy | new | seconds |\n|---|---|---|---|---|---|---|---|---|"
+
+
+def gallery():
+    """The scripts that are trained when none is named."""
+    return sorted(path for path in PERSONAS.glob("*.txt") if path.stem not in ("blank", "guppy", "guppy-wide"))
+
+
+def train_one(nb, path, steps):
+    """(row of the table, scores) of one character."""
+    started = time.time()
+    _, _, scores = nb.voice(path, steps)
+    seconds = time.time() - started
+    persona = nb.read_persona(path)
+    wordings = sum(len(topic.wordings) for topic in persona.topics.values())
+    shares = " | ".join(f"{scores[name]:.1%}" for name in ("seen", "unseen", "copy", "new"))
+    return f"| `{path.name}` | {persona.name} | {len(persona.topics)} | {wordings:,} | {shares} | {seconds:.0f} |", scores
+
+
+def rows_of(text):
+    """The rows of a table, as {script: row}."""
+    return {found[1]: found[0] for found in re.finditer(r"^\| `([^`]+)` \|.*$", text, re.M)}
+
+
+def with_rows(text, rows):
+    """The README with these rows in its table; the rows of other scripts stay. Raises ValueError when it has no place for a table."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{README} has no lines {BEGIN} and {END}")
+    before, table, after = re.split(f"{re.escape(BEGIN)}|{re.escape(END)}", text, maxsplit=2)
+    known = rows_of(table) | rows
+    body = "\n".join(known[name] for name in sorted(known) if (PERSONAS / name).exists() or name in rows)
+    return f"{before}{BEGIN}\n{HEAD}\n{body}\n{END}{after}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("scripts", nargs="*", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    asked = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    with_rows(text, {})                                              # a fault here is better now than after an hour
+    nb = notebook.load()
+    rows, missed = {}, []
+    for path in asked.scripts or gallery():
+        print(f"\n==== {path.name}", flush=True)
+        rows[path.name], scores = train_one(nb, path, asked.steps)
+        missed += [f"{path.name}: {name} is {scores[name]:.1%}, and {share:.0%} is needed" for name, share in NEEDED.items() if not scores[name] >= share]
+    print("", HEAD, *rows.values(), sep="\n")
+    if asked.steps == STEPS:
+        README.write_text(with_rows(text, rows), encoding="utf-8")
+        print(f"\nwritten into {README}")
+    sys.exit("\n".join(missed) or None)
+
+
+if __name__ == "__main__":
+    main()
