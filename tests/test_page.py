@@ -449,6 +449,17 @@ def test_switch_a_head_off(quick_page):
         page.keyboard.press(key)
     page.wait_for_selector(".twice")
     assert "without layer 1, head 1" in page.locator(".twice").inner_text()
+    cut = page.evaluate("""async () => {                                          // a reply that the limit cut inside of a letter
+        const e = newExchange("hello", { temperature: 1, topK: 5, seed: 1, off: [] });
+        e.off = [[0, 0]];
+        e.ids.push(...guppy.encode("ah ñ").slice(0, -1));
+        e.box = latest.box;
+        const done = answerTwice(e);
+        const words = e.twice.querySelector(".bubble");
+        await done;
+        return words.textContent;
+    }""")
+    assert cut == "ah \ufffd"
 
 
 def test_tour(quick_page, small):
