@@ -4,6 +4,7 @@ python tests/tools/make_assets.py                          trains `full` (4,000 
                                                            assets/pretrained/ and assets/guppy.html
 python tests/tools/make_assets.py --fish out/guppy         the same with the fish that a run of the notebook has saved
 python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after so many more steps, from half the rate down to 0
+    ... --more 4000 --rows 240000                          these steps on more conversations: the notebook's 60,000, and others
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
 A run that is cut short goes on from its checkpoint in out/. The trained fish stays in out/full, and is used again while script, recipe
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--out", type=Path, default=notebook.ROOT / "assets")
     parser.add_argument("--fish", type=Path, help="a folder that a run of the notebook has saved: nothing is trained")
     parser.add_argument("--more", type=int, default=0, metavar="STEPS", help="with --fish: train it so much further")
+    parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     nb = notebook.load()
@@ -74,7 +76,9 @@ def main():
         history = model.history
         if options.more:
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
-            history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, dataset, recipe, persona.demo, nb.OUT), history)
+            rows = nb.make_dataset(persona, options.rows, nb.SEED)   # begins with those of `dataset`
+            assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
+            history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
             if history[-1]["step"] < model.history[-1]["step"] + options.more:
                 raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
     elif not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
