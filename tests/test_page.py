@@ -689,7 +689,7 @@ def test_screen_reader(quick_page):
     quick_page.get_by_role("tab", name="Looked at").click()
     assert quick_page.get_by_role("group", name="The attention heads, a row for each layer").get_by_role("button", name="layer 1, head 0").count() == 1
     quick_page.get_by_role("tab", name="Layers").click()
-    assert quick_page.get_by_role("rowheader").all_inner_texts() == ["embedding", "block 0", "block 1"]
+    assert quick_page.get_by_role("rowheader").all_inner_texts() == ["embedding", "layer 0", "layer 1"]
 
 
 @pytest.mark.parametrize("width", [320, 360, 760])
