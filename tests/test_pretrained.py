@@ -632,6 +632,8 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     card = (ASSETS / "README.md").read_text(encoding="utf-8")
     for name, share in stored["scores"].items():
         assert f"| {name} | {share:.1%} | {stored['ceiling'][name]:.1%} |" in card
+    if stored["blind"] is not None:
+        assert f"| free, blind half | {stored['blind']:.1%} |" in card
     questions = nb.exam_questions(persona, dataset, 100, nb.SEED)
     scores, _ = nb.grade(persona, dataset, questions, nb.answers(model, tokenizer, questions, nb.SEED))
     for name, share in stored["scores"].items():
