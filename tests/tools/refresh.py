@@ -25,13 +25,13 @@ ROADS = {                                                            # section o
     "2 data": ("a script of {lines} lines", "{conversations} conversations"),
     "3-4 tokens": ("their text", "a vocabulary of {vocabulary} tokens"),
     "5 batches": ("tokens", "rows of one length, marks for what counts"),
-    "6 yardsticks": ("tokens", "reference losses to compare with"),
-    "7-8 model": ("nothing but random numbers", "a transformer that is proved, not trained"),
+    "6 yardsticks": ("tokens", "losses to compare with"),
+    "7-8 model": ("nothing but random numbers", "a transformer, tested but not yet trained"),
     "9 training": ("model and batches", "a model that speaks"),
-    "10 sampling": ("logits", "words"),
+    "10 sampling": ("a number for every token", "words"),
     "11 talk": ("your words", "its words"),
-    "12 exam": ("conversations it never saw", "scores, beside the grammar's own"),
-    "13 inside": ("a made-up word", "the head that copies it"),
+    "12 exam": ("conversations it never saw", "how often it is right"),
+    "13 inside": ("a word of the user's", "where the fish looks while it repeats it"),
     "14 save": ("weights", "files that other programs read"),
 }
 LOSSES = ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself")
@@ -166,12 +166,12 @@ def figures(printed):
 # ---- where it goes ----
 
 def road_map(printed):
-    """The table of section 0, and the first five answers."""
+    """The first five answers, and the table of section 0."""
     say = figures(printed)
     rows = [f"| {name} | {before.format(**say)} | {after.format(**say)} | {last_row(printed, name)[-1]} |" for name, (before, after) in ROADS.items()]
-    return "\n".join(["| section | goes in | comes out | seconds |", "|---|---|---|---|", *rows, "",
-                      f"Seconds are those of the run stored here (`{device_of(printed)}`). Its fish, at the end:", "",
-                      "```", "\n\n".join(transcript(printed, 5)), "```"])
+    return "\n".join(["```", "\n\n".join(transcript(printed, 5)), "```", "",
+                      "| section | goes in | comes out | seconds |", "|---|---|---|---|", *rows, "",
+                      f"Seconds are those of the run stored here (`{device_of(printed)}`)."])
 
 
 def results(printed):
