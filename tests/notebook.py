@@ -6,6 +6,8 @@ three or more letters) and runs them, in order, in a fresh module. Tests, the be
 python tests/notebook.py            a chat with the fish of assets/pretrained, in the terminal; an empty line ends it
 python tests/notebook.py FISH       the same with another: a folder such as out/guppy, a repository on the Hugging Face Hub, or the
                                     https address of a folder
+python tests/notebook.py my.txt     reads the script of a character: a fault, or a conversation of each topic and a report on it
+python tests/notebook.py my.txt --train     then trains a small model of it, saves it in out/my-small, and lets you chat
 """
 import ast
 import json
@@ -50,11 +52,32 @@ def load(path=PATH):
     return module
 
 
+def own_character(guppy, path, train):
+    """Read the script of a character and report on it; with `train`, also train a small model, save it, and chat."""
+    persona = guppy.read_persona(path)
+    guppy.try_script(str(path))
+    if not train:
+        print()
+        guppy.show_table(("before training", "number", "where"), *guppy.persona_report(path, 10_000, guppy.SEED))
+        return
+    folder = guppy.OUT / f"{path.stem}-small"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model, tokenizer, _ = guppy.voice(path, n=20_000)
+    guppy.save_pretrained(model, tokenizer, folder, name=persona.name)
+    print(f"\nsaved in {folder}; to chat again: python tests/notebook.py {folder}\n")
+    guppy.chat_loop(model, tokenizer, persona.name)
+
+
 def main():
-    fish = sys.argv[1] if len(sys.argv) > 1 else ASSETS
+    words = [word for word in sys.argv[1:] if word != "--train"]
+    fish = words[0] if words else ASSETS
     guppy = load()
     try:
-        guppy.chat_loop(*guppy.load_pretrained(fish), "fish" if "://" in str(fish) else "guppy" if fish == ASSETS else Path(fish).name)
+        if str(fish).endswith(".txt"):
+            own_character(guppy, Path(fish), "--train" in sys.argv)
+            return
+        name = "fish" if "://" in str(fish) else "guppy" if fish == ASSETS else Path(fish).name
+        guppy.chat_loop(*guppy.load_pretrained(fish), name)
     except (OSError, ValueError) as fault:
         sys.exit(f"{fault}")
 

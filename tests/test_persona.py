@@ -161,7 +161,7 @@ REFUSED = {
     "rich text": (b"{\\rtf1" + SCRIPT.encode(), r"bell\.txt is a document of a word processor"),
     "nothing": (b"", r"bell\.txt, line 1: this script has no topic"),
     "a fault in a line": (SCRIPT.replace("i rang @when", "i rang @wen").encode(), r"bell\.txt, line 7: there is no pool @wen"),
-    "a fault between lines": (SCRIPT.replace("call me @name", "hello").encode(), r"bell\.txt, line 8: 'hello' can be said by two wordings: 'hello' of names and 'hello' of hello"),
+    "a fault between lines": (SCRIPT.replace("call me @name", "hello").encode(), r"bell\.txt, line 8: 'hello' can be said by two wordings: 'hello' of names and 'hello' of hello "),
 }
 
 
