@@ -5,6 +5,7 @@ python tests/tools/make_assets.py                          trains `full` (4,000 
 python tests/tools/make_assets.py --fish out/guppy         the same with the fish that a run of the notebook has saved
 python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after so many more steps, from half the rate down to 0
     ... --more 4000 --rows 240000                          these steps on more conversations: the notebook's 60,000, and others
+    ... --more 7000 --rows 690000 --skip 237000            the same without the first 237,000 to train on, which it has met
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
@@ -72,6 +73,7 @@ def main():
     parser.add_argument("--fish", type=Path, help="a folder that a run of the notebook has saved: nothing is trained")
     parser.add_argument("--more", type=int, default=0, metavar="STEPS", help="with --fish: train it so much further")
     parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
+    parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
@@ -91,6 +93,7 @@ def main():
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
             rows = nb.make_dataset(persona, options.rows, nb.SEED)   # begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
+            rows["train"] = rows["train"][options.skip:]
             history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
             if history[-1]["step"] < model.history[-1]["step"] + options.more:
                 raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
