@@ -77,6 +77,8 @@ def main():
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
+    if options.skip > options.rows - 6_000:
+        parser.error(f"--skip {options.skip} leaves next to nothing of --rows {options.rows}")
     nb = notebook.load()
     persona = nb.parse_persona(nb.GUPPY)
     dataset = nb.make_dataset(persona, 60_000, nb.SEED)
