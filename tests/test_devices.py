@@ -114,7 +114,7 @@ PLANTED = {  # what CUDA refuses: where it is planted, the line of today, the br
     "a CPU generator": ("generate", "temperature, top_k).cpu()", "temperature, top_k)", "generator",
                         lambda nb, model, ids: nb.generate(model, [ids], limit=3, seed=0)),
     "numpy of a GPU tensor": ("lens", "F.softmax(said, -1).cpu()", "F.softmax(said, -1).numpy()", "numpy", lambda nb, model, ids: nb.lens(model, ids)),
-    "a GPU index": ("batches", "loss_mask[some]", "loss_mask[some.to(ids.device)]", "indices should be",
+    "a GPU index": ("batches", "loss_mask[picked]", "loss_mask[picked.to(ids.device)]", "indices should be",
                     lambda nb, model, ids: next(nb.batches({2: (torch.zeros(4, 2, device="cuda"), torch.zeros(4, 2))}, 2, torch.Generator()))),
 }
 
