@@ -3,6 +3,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import notebook
@@ -203,6 +205,24 @@ def test_the_blank_is_ready(nb, capsys):
     dataset = nb.make_dataset(persona, 10_000)
     assert sum(map(len, dataset.values())) == 10_000 and len({c.reply for c in dataset["train"]}) > 3_000
     assert all(sign in text for sign in ("\n! ", "\n~ ", "\n@", "* =", "\n# ", " x2:", "\n< ", " + ", " |\n", "[", "( "))
+
+
+def test_a_script_is_read_in_the_terminal(tmp_path):
+    """As README and blank.txt say: a conversation of each topic and the report, or the fault with file and line."""
+    command = [sys.executable, str(notebook.ROOT / "tests/notebook.py")]
+    good = subprocess.run([*command, str(PERSONAS / "blank.txt")], capture_output=True, text=True)
+    assert good.returncode == 0 and good.stdout.count("  ->  ") == 3 and "distinct prompts" in good.stdout
+    bad = tmp_path / "my.txt"
+    bad.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| good to be back", "| Good to be back"), encoding="utf-8")
+    wrong = subprocess.run([*command, str(bad)], capture_output=True, text=True)
+    assert wrong.returncode == 1 and re.search(r"my\.txt, line \d+: 'G' is not in the alphabet .* stands in 'Good'", wrong.stderr), wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_an_answer_that_repeats_what_was_not_brought(nb, capsys):
+    text = (PERSONAS / "blank.txt").read_text(encoding="utf-8")
+    nb.parse_persona(text.replace("| this is @name", "| this is a nice day"))
+    assert "'this is a nice day' brings no @name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", GALLERY, ids=[path.stem for path in GALLERY])
