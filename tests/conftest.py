@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -39,8 +40,11 @@ def dataset(nb, persona):
 
 @pytest.fixture(scope="session")
 def tokenizer(nb, dataset):
-    """The tokenizer of the lesson."""
-    return nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
+    """The tokenizer of the lesson. Its `seconds` are those of its training."""
+    started = time.time()
+    tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
+    tokenizer.seconds = time.time() - started
+    return tokenizer
 
 
 SMALL = """! alphabet abcdefghijklmnopqrstuvwxyz .,?!'

@@ -6,6 +6,7 @@ python tests/tools/make_assets.py --fish out/guppy         the same with the fis
 python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after so many more steps, from half the rate down to 0
     ... --more 4000 --rows 240000                          these steps on more conversations: the notebook's 60,000, and others
     ... --more 7000 --rows 690000 --skip 237000            the same without the first 237,000 to train on, which it has met
+    ... --more 5500 --rows 355000 --scuffed 0.6            the same with six in ten prompts typed in a hurry; these are other ones
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
@@ -74,6 +75,7 @@ def main():
     parser.add_argument("--more", type=int, default=0, metavar="STEPS", help="with --fish: train it so much further")
     parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
     parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
+    parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --rows: the share of training prompts typed in a hurry")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
@@ -93,7 +95,9 @@ def main():
         history = model.history
         if options.more:
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
-            rows = nb.make_dataset(persona, options.rows, nb.SEED)   # begins with those of `dataset`
+            if options.scuffed is not None:
+                nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
+            rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = rows["train"][options.skip:]
             history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
