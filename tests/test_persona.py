@@ -323,9 +323,9 @@ def test_report_of_a_script_with_faults_to_find(nb, tmp_path, capsys):
     rows = {what: (number, where) for what, number, where in rows}
     assert rows["fewest wordings"] == (3, "kites") and rows["fewest replies"] == (81, "kites")
     assert rows["warning: wordings of two topics too close"] == (1, "'is the kite red' (kites), 'the kite is red' (paint)")
-    assert rows["warning: topics of fewer than 12 wordings"] == (3, "kites, paint, who")
-    assert rows["warning: open pools of fewer than 12 words"] == (1, "@who")
-    assert rows["warning: wordings that a word counter misplaces"][1].startswith("of 11;")
+    assert rows["warning: topics under 12 wordings"] == (3, "kites, paint, who")
+    assert rows["warning: open pools under 12 words"] == (1, "@who")
+    assert rows["warning: misplaced by a word counter"][1].startswith("of 11;")
 
 
 def test_wordings_that_will_be_understood_badly(nb):

@@ -3,6 +3,7 @@
 python tests/tools/gallery.py                          all but blank.txt and the fish, who has an exam of its own in the notebook
 python tests/tools/gallery.py assets/personas/rollo.txt another.txt     only these
 python tests/tools/gallery.py --steps 300              a short try: prints, and writes nothing
+python tests/tools/gallery.py --pages out/gallery      also their pages, each asked its demo prompts in Chromium, and a picture of it
 
 Ends with status 1 when a character understands or copies less than the gallery promises. Takes some four minutes a character
 on two cores.
@@ -31,15 +32,28 @@ def gallery():
     return sorted(path for path in PERSONAS.glob("*.txt") if path.stem not in ("blank", "guppy", "guppy-wide"))
 
 
-def train_one(nb, path, steps):
-    """(row of the table, scores) of one character."""
+def train_one(nb, path, steps, pages=None):
+    """(row of the table, scores) of one character; with its page and a picture of it in the folder `pages`."""
     started = time.time()
-    _, _, scores = nb.voice(path, steps)
+    model, tokenizer, scores = nb.voice(path, steps)
     seconds = time.time() - started
     persona = nb.read_persona(path)
+    if pages:
+        pages.mkdir(parents=True, exist_ok=True)
+        page = nb.write_page(model, tokenizer, pages / f"{path.stem}.html", persona.name, persona.demo)
+        show_page(page, persona.demo)
     wordings = sum(len(topic.wordings) for topic in persona.topics.values())
     shares = " | ".join(f"{scores[name]:.1%}" for name in ("seen", "unseen", "copy", "new"))
     return f"| `{path.name}` | {persona.name} | {len(persona.topics)} | {wordings:,} | {shares} | {seconds:.0f} |", scores
+
+
+def show_page(page, prompts):
+    """Put the prompts to a page, print its replies, and take a picture of what it shows after each."""
+    import screenshot
+    for seed, prompt in enumerate(prompts):
+        png, reply = screenshot.picture(page, prompt, (1100, 780), seed, "Looked at")
+        print(f"page> {prompt}\n      {reply}", flush=True)
+        page.with_name(f"{page.stem}-{seed}.png").write_bytes(screenshot.small(png, 400_000))
 
 
 def rows_of(text):
@@ -61,6 +75,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("scripts", nargs="*", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pages", type=Path, metavar="FOLDER")
     asked = parser.parse_args()
     text = README.read_text(encoding="utf-8")
     with_rows(text, {})                                              # a fault here is better now than after an hour
@@ -68,7 +83,7 @@ def main():
     rows, missed = {}, []
     for path in asked.scripts or gallery():
         print(f"\n==== {path.name}", flush=True)
-        rows[path.name], scores = train_one(nb, path, asked.steps)
+        rows[path.name], scores = train_one(nb, path, asked.steps, asked.pages)
         missed += [f"{path.name}: {name} is {scores[name]:.1%}, and {share:.0%} is needed" for name, share in NEEDED.items() if not scores[name] >= share]
     print("", HEAD, *rows.values(), sep="\n")
     if asked.steps == STEPS:
