@@ -2,7 +2,6 @@
 import json
 import random
 import re
-import time
 from collections import Counter
 
 import pytest

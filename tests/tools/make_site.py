@@ -282,6 +282,8 @@ def lesson_page(path, repository):
         if image.parent.name == "p":
             image.wrap(soup.new_tag("span", attrs={"class": "picture"}))
     for table in soup.find_all("table"):
+        for code in table.find_all("code"):                          # a bar in a table is written \|, and mistune leaves it so in code
+            code.string = code.get_text().replace("\\|", "|")
         table.wrap(soup.new_tag("div", attrs={"class": "table"}))
     about = ('<p class="about">This is the notebook as it was run last, with what it printed and drew. '
              "Cells that hold data, draw or do the plumbing are folded: click a title to open one. "

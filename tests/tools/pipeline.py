@@ -19,7 +19,8 @@ BLUE, ORANGE, GRAY = "tab:blue", "tab:orange", "gray"
 
 
 def draw(nb, model, tokenizer):
-    """The picture as the bytes of a PNG: a sentence, its tokens, ids, vectors, and the probabilities of the next word."""
+    """The picture as the bytes of a PNG: a sentence, its tokens, ids, vectors, the reply so far, and the
+    probabilities of the next token."""
     import matplotlib.pyplot as plt
     import torch
     from PIL import Image
@@ -29,7 +30,7 @@ def draw(nb, model, tokenizer):
         logits = model(torch.tensor([ids + said]))[:, -1]
     p = nb.next_probabilities(logits, 1.0, 50)[0]
     best = p.topk(5)
-    tokens = tokenizer.encode(PROMPT)
+    tokens = [(token, BLUE) for token in tokenizer.encode(PROMPT)] + [(token, ORANGE) for token in said]
     figure, axis = plt.subplots(figsize=(9, 3.3), dpi=100)
     axis.set(xlim=(0, 18), ylim=(0, 6.6))
     axis.axis("off")
@@ -42,14 +43,15 @@ def draw(nb, model, tokenizer):
         axis.annotate("", (x + 0.45, 3.1), (x, 3.1), arrowprops={"arrowstyle": "->", "color": GRAY})
 
     title(1.6, "text")
-    axis.text(1.6, 3.1, PROMPT.replace(" like", "\nlike"), color=BLUE, **label | {"fontsize": 12})
+    rows = [5.3 - 4.6 * n / max(1, len(tokens) - 1) for n in range(len(tokens))]
+    axis.text(1.6, 3.9, PROMPT.replace(" like", "\nlike"), color=BLUE, **label | {"fontsize": 12})
+    axis.text(1.6, 1.0, "the reply so far:\nrain is", color=ORANGE, **label | {"fontsize": 12})
     arrow(3.1)
-    rows = [5.1 - 4.0 * n / max(1, len(tokens) - 1) for n in range(len(tokens))]
     title(4.6, "tokens")
     title(6.6, "ids")
     title(8.7, "vectors")
-    for y, token in zip(rows, tokens):
-        axis.text(4.6, y, nb.token_text(tokenizer, token), color="white", bbox={"boxstyle": "round", "facecolor": BLUE, "edgecolor": "none"}, **label)
+    for y, (token, colour) in zip(rows, tokens):
+        axis.text(4.6, y, nb.token_text(tokenizer, token), color="white", bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "none"}, **label)
         axis.text(6.6, y, token, **label)
         vector = model.tok_emb.weight[token, :12].detach()[None]
         axis.imshow(vector, cmap="coolwarm", extent=(7.6, 9.8, y - 0.22, y + 0.22), aspect="auto", vmin=-0.15, vmax=0.15)
@@ -59,14 +61,13 @@ def draw(nb, model, tokenizer):
     title(11.7, "six blocks")
     axis.text(11.7, 3.1, "transformer\n\nattention\nlooks back\n\nfeed-forward\nthinks", bbox={"boxstyle": "round,pad=.6", "facecolor": "#fff3e6", "edgecolor": ORANGE}, **label)
     arrow(13.1)
-    title(15.7, "chances of the next word")
-    axis.text(15.7, 5.5, "once the reply has begun: “rain is ...”", color=ORANGE, **label | {"fontsize": 9})
+    title(16.3, "chances of the next token")
     for n, (chance, token) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
-        y = 4.6 - 0.85 * n
-        axis.barh(y, 2.2 * chance / best.values[0].item(), 0.5, left=15.3, color=ORANGE)
-        axis.text(15.1, y, nb.token_text(tokenizer, token), ha="right", va="center", fontsize=9)
-        axis.text(15.4 + 2.2 * chance / best.values[0].item(), y, f"{chance:.0%}", va="center", fontsize=8)
-    axis.set(xlim=(0, 18.4), ylim=(0, 6.6))
+        y = 4.8 - 0.85 * n
+        axis.barh(y, 2.2 * chance / best.values[0].item(), 0.5, left=15.9, color=ORANGE)
+        axis.text(15.7, y, nb.token_text(tokenizer, token), ha="right", va="center", fontsize=9)
+        axis.text(16.0 + 2.2 * chance / best.values[0].item(), y, f"{chance:.0%}", va="center", fontsize=8)
+    axis.set(xlim=(0, 19), ylim=(0, 6.6))
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
     plt.close(figure)
