@@ -639,7 +639,7 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 40)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.95 and best["unseen"] >= 0.90 and best["free"] >= 0.61 and best["copy"] >= 0.89 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.64 and best["copy"] >= 0.89 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)
