@@ -408,3 +408,28 @@ GREEK = """! name ρολόι
 < είμαι καλά, γυρίζω. | λίγο κουρασμένο, όπως πάντα. | ο τοίχος είναι ζεστός και φαρδύς. | από @day πάω λίγο πίσω. +
   κούρδισέ με @many φορές. | μέσα μου μένει ένας κούκος. | εσύ πώς είσαι; |
 """
+
+
+def test_open_words_without_letters_and_few_of_them(nb):
+    """Words of digits alone can be made up; where no word is left that training has not seen, fewer are asked."""
+    rng = random.Random(0)
+    made = {nb.make_up(("1999", "2001", "1987"), rng) for _ in range(300)}
+    assert len(made) > 30 and all(len(word) >= 2 for word in made)
+    words = [a + b for a in "甲乙丙丁" for b in "子丑寅"]
+    script = ("! spaces no\n! alphabet 一-鿿 。\n! demo 你好\n@name* = " + " | ".join(words) + "\n# who: 我叫@name | 叫我@name | 我是@name | 这是@name\n"
+              "< @name。 | 你是@name。 | 见到@name。\n# hi: 你好 | 早上好 | 晚上好 | 好久不见\n< 好。 | 来了。 | 坐。\n")
+    persona = nb.parse_persona(script)
+    every = [a + b for a in "甲乙丙丁" for b in "子丑寅"]
+    dataset = {"train": [nb.Conversation(f"我叫{word}", f"{word}。", "who") for word in every]}
+    assert nb.copy_questions(persona, dataset, 5, random.Random(0)) == []
+
+
+@pytest.mark.parametrize("line,said", [("~ you u", "a slip is written ~ right = typed"), ("~ = u", "a slip is written ~ right = typed")])
+def test_a_slip_that_is_none_is_explained(nb, line, said):
+    with pytest.raises(ValueError, match=f"line 1: {said}"):
+        nb.parse_persona(f"{line}\n# a: one | two | three\n< yes.\n")
+
+
+def test_an_x_in_the_name_of_a_topic_is_no_weight(nb):
+    topics = nb.parse_persona("# my xylophone: one | two | three\n< yes.\n# other x3: four | five | six\n< no.\n").topics
+    assert {name: topic.weight for name, topic in topics.items()} == {"my xylophone": 1, "other": 3}

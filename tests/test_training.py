@@ -494,19 +494,62 @@ def test_another_recipe_data_or_tokenizer_starts_anew(nb, few, tmp_path, monkeyp
         assert f"{stopped} is of another recipe, data or tokenizer" in out and "going on" not in out and files(tmp_path) == [stopped]
 
 
-def test_a_run_goes_on_in_the_precision_that_it_was_started_with(nb, few, tmp_path, monkeypatch, capsys, one_thread):
+@pytest.mark.parametrize("first,later", [("float32", "bfloat16"), ("bfloat16", "float16")])
+def test_a_run_goes_on_in_the_precision_that_it_was_started_with(nb, few, tmp_path, monkeypatch, capsys, one_thread, first, later):
     """A busy machine may choose another precision at the next start, and with it another number of steps: the run is not lost."""
     dataset, tokenizer = few
-    whole, model = fresh(nb, tokenizer), fresh(nb, tokenizer)
-    history = nb.train(whole, tokenizer, dataset, nb.Recipe(**RECIPE))
+    whole, model, started = fresh(nb, tokenizer), fresh(nb, tokenizer), RECIPE | {"precision": first}
+    history = nb.train(whole, tokenizer, dataset, nb.Recipe(**started))
     with monkeypatch.context() as patch:
         stop_at(nb, patch, 15)
-        nb.train(model, tokenizer, dataset, nb.Recipe(**RECIPE), (), tmp_path)
-    recipe = nb.Recipe(**RECIPE | {"precision": "bfloat16", "steps": 66, "every": 22})
+        nb.train(model, tokenizer, dataset, nb.Recipe(**started), (), tmp_path)
+    recipe = nb.Recipe(**RECIPE | {"precision": later, "steps": 66, "every": 22})
     again = nb.train(model, tokenizer, dataset, recipe, (), tmp_path)
-    assert "was started in float32 with 30 steps: it goes on like that" in capsys.readouterr().out
+    assert f"was started in {first} with 30 steps: it goes on like that" in capsys.readouterr().out
     assert same_weights(model, whole) and same_history(again, history) and files(tmp_path) == []
-    assert recipe == nb.Recipe(**RECIPE), "later cells read the recipe that was used"
+    assert recipe == nb.Recipe(**started), "later cells read the recipe that was used"
+
+
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(nb, few, tmp_path, monkeypatch):
+    dataset, tokenizer = few
+    with monkeypatch.context() as patch:
+        stop_at(nb, patch, 15)
+        nb.train(fresh(nb, tokenizer), tokenizer, dataset, nb.Recipe(**RECIPE), (), tmp_path)
+    before = files(tmp_path)
+
+    def away(*arguments, **options):
+        raise TimeoutError("the drive does not answer")
+    with monkeypatch.context() as patch:
+        patch.setattr(nb.Path, "read_bytes", away)
+        with pytest.raises(RuntimeError, match="could not be read .*drive does not answer.* stays as it is: try again"):
+            nb.train(fresh(nb, tokenizer), tokenizer, dataset, nb.Recipe(**RECIPE), (), tmp_path)
+    assert files(tmp_path) == before != []
+
+
+def test_a_conversation_that_does_not_fit_is_named_before_the_first_step(nb, few):
+    dataset, tokenizer = few
+    long = nb.Conversation("hello", "hello. " * 100, "hello")
+    with pytest.raises(ValueError, match=r"a conversation has \d{3} tokens, and the context is 128: 'hello' -> .*shorten the replies"):
+        nb.train(fresh(nb, tokenizer), tokenizer, dataset | {"train": [*dataset["train"], long]}, nb.Recipe(**RECIPE))
+    limit = len(nb.encode_chat(tokenizer, "hello", "hello. " * 100)[0]) - 1
+    nb.train(nb.GuppyLM(nb.GuppyConfig(tokenizer.vocab_size, width=16, layers=1, heads=1, ffn=16, context=limit)), tokenizer,
+             dataset | {"train": [long] * 8}, nb.Recipe(steps=1, batch=8, precision="float32"))
+
+
+def test_a_better_fish_is_kept(nb, few, tmp_path, capsys):
+    """A folder that holds a fish of more steps is moved aside; one of as many steps or fewer is overwritten."""
+    tokenizer, model, folder = few[1], fresh(nb, few[1]), tmp_path / "guppy"
+
+    def entries(steps):
+        return [{"step": steps, "tokens": 1, "seconds": 1.0, "loss": 1.0, "val": 1.0, "diary": []}]
+    for steps, history, kept in ((300, entries(30), "guppy-kept"), (40, [], "guppy-kept1"), (30, entries(30), None), (20, entries(30), None)):
+        nb.save_pretrained(model, tokenizer, folder, entries(steps))
+        nb.keep_better(folder, history)
+        assert folder.exists() == (kept is None) and (kept is None or nb.load_pretrained(tmp_path / kept)[0].history[-1]["step"] == steps)
+    nb.keep_better(tmp_path / "nothing", [])
+    (folder / "history.json").write_text("{")
+    nb.keep_better(folder, [])
+    assert folder.exists() and capsys.readouterr().out.count("it is kept as") == 2
 
 
 def test_a_loss_that_is_nan_ends_the_run_with_the_last_good_weights(nb, few, tmp_path, monkeypatch, capsys):
