@@ -256,7 +256,7 @@ FAULTS = {
     "reply before any topic": ("@food = peas", "< hello\n@food = peas", "line 4: "),
     "two topics, one prompt": ("call me @name", "good day", "'good day' of who and 'good day' of hello"),
     "two topics, one prompt but for decoration": ("call me @name", "hey good, day", "of who and 'good day' of hello"),
-    "weight that is no number": ("# who:", "# who xmany:", "line 8: "),
+    "weight that is no number": ("# who:", "# who xmany:", "line 8: the weight of a topic is a number, as in # who x2: .*'xmany'"),
     "a capital letter in a wording": ("good day", "Good day", "line 6: 'G' is not in the alphabet"),
     "a capital slot in a wording": ("call me @name", "call me @Name", "line 8: '@Name' stands where people speak, .* is read as '@name'"),
     "no colon behind a topic's name": ("# who:", "# who", "line 8: a topic is written # name: wording"),

@@ -477,6 +477,19 @@ def test_the_tour_without_a_message_and_without_dice(quick_page):
     assert "at temperature 0 the likeliest is said" in quick_page.locator("#stop-text").inner_text()
 
 
+def test_the_tour_after_a_reply_that_was_stopped_before_its_first_token(quick_page):
+    """There is nothing to show of it, so the tour asks again; all its stops are there."""
+    page = quick_page
+    page.evaluate("async () => { const over = answer('hello robot'); hush(); await over; }")
+    assert page.evaluate("[latest.message, latest.throws.length]") == ["hello robot", 0]
+    page.locator("#tour").click()
+    page.wait_for_selector("[data-stop='1']")
+    assert page.evaluate("latest.throws.length > 0 && latest.message === 'hello robot'")
+    for number in range(2, 8):
+        page.keyboard.press("Enter")
+        assert page.locator("#stop-number").inner_text().startswith(f"Stop {number} of 7") and page.evaluate("document.body.dataset.stop") == str(number)
+
+
 def test_an_older_exchange_is_computed_again(quick_page):
     """Only what is shown keeps its record. A click on an older token brings the same numbers back."""
     page = quick_page

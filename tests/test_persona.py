@@ -430,6 +430,7 @@ def test_a_slip_that_is_none_is_explained(nb, line, said):
         nb.parse_persona(f"{line}\n# a: one | two | three\n< yes.\n")
 
 
-def test_an_x_in_the_name_of_a_topic_is_no_weight(nb):
-    topics = nb.parse_persona("# my xylophone: one | two | three\n< yes.\n# other x3: four | five | six\n< no.\n").topics
-    assert {name: topic.weight for name, topic in topics.items()} == {"my xylophone": 1, "other": 3}
+def test_an_x_in_the_name_of_a_topic(nb):
+    with pytest.raises(ValueError, match="line 1: the weight of a topic is a number, as in # my x2: .*'xylophone'"):
+        nb.parse_persona("# my xylophone: one | two | three\n< yes.\n")
+    assert nb.parse_persona("# box x3 : one | two | three\n< yes.\n").topics["box"].weight == 3

@@ -585,21 +585,27 @@ def test_chat_and_push_are_off_and_push_goes_to_the_readers_own_repo(monkeypatch
         upload_folder = staticmethod(lambda **named: calls.append(("upload", named)))
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    (tmp_path / "README.md").write_text('from_pretrained("FOLDER")')
-    exec(cell, {"folder": tmp_path})
+    (tmp_path / "README.md").write_text('folder = "FOLDER"\nmodel = from_pretrained(folder)')
+    exec(cell, {"folder": tmp_path, "re": re})
     assert calls == []
-    exec(cell.replace('PUSH_TO = ""', 'PUSH_TO = "fish"'), {"folder": tmp_path})
+    exec(cell.replace('PUSH_TO = ""', 'PUSH_TO = "fish"'), {"folder": tmp_path, "re": re})
     assert calls == [("create", ("fish",), {"exist_ok": True}), ("upload", {"repo_id": "me/fish", "folder_path": tmp_path, "ignore_patterns": [".*"]})]
-    assert (tmp_path / "README.md").read_text() == 'from_pretrained("me/fish")', "the card says where it lies"
+    Api.create_repo = staticmethod(lambda *args, **named: types.SimpleNamespace(repo_id="me/other"))
+    card = (tmp_path / "README.md").read_text()
+    exec(cell.replace('PUSH_TO = ""', 'PUSH_TO = "other"'), {"folder": tmp_path, "re": re})
+    assert [card, (tmp_path / "README.md").read_text()] == [f'folder = "{place}"\nmodel = from_pretrained(folder)' for place in ("me/fish", "me/other")], "the card says where it lies"
 
 
-def test_only_guppy_was_trained_before(tmp_path):
+def test_only_guppy_was_trained_before(monkeypatch):
     cell = cell_with("PERSONA is {PERSONA!r}")
     advice = cell[cell.index("if PRESET not in"):cell.index("print(f")]
-    settings = {"PRESET": "auto", "PERSONA": "rollo", "TRAIN": False}
+    settings = {"os": os, "PRESET": "auto", "PERSONA": "rollo", "TRAIN": False}
     with pytest.raises(ValueError, match="set TRAIN = True to train rollo"):
         exec(advice, settings | {"FISH": ""})
     exec(advice, settings | {"FISH": "out/rollo"})
+    monkeypatch.setenv("GUPPY_TRAIN", "true")
+    with pytest.raises(ValueError, match="GUPPY_TRAIN is 'true'; it can be 1, to train, or 0"):
+        exec(advice, settings | {"FISH": "out/rollo"})
 
 
 # ---- the assets ----
