@@ -138,7 +138,7 @@ def test_save_and_load(nb, tokenizer, tmp_path):
 
 
 def test_training_is_quick_and_its_tokens_are_used(nb, dataset, tokenizer):
-    assert tokenizer.seconds < 10
+    assert tokenizer.seconds < 30, "counting all pairs anew for every merge would take many times as long"
     occurs = Counter(i for c in dataset["train"] for i in nb.encode_chat(tokenizer, c.prompt, c.reply)[0])
     merged = [i for i in tokenizer.vocab if i >= 259]
     assert len(merged) == nb.VOCABULARY - 259
