@@ -536,7 +536,7 @@ def test_a_conversation_that_does_not_fit_is_named_before_the_first_step(nb, few
              dataset | {"train": [long] * 8}, nb.Recipe(steps=1, batch=8, precision="float32"))
 
 
-def test_a_better_fish_is_kept(nb, few, tmp_path, capsys):
+def test_a_better_fish_is_kept(nb, few, tmp_path, monkeypatch, capsys):
     """A folder that holds a fish of more steps is moved aside; one of as many steps or fewer is overwritten."""
     tokenizer, model, folder = few[1], fresh(nb, few[1]), tmp_path / "guppy"
 
@@ -546,6 +546,14 @@ def test_a_better_fish_is_kept(nb, few, tmp_path, capsys):
         nb.save_pretrained(model, tokenizer, folder, entries(steps))
         nb.keep_better(folder, history)
         assert folder.exists() == (kept is None) and (kept is None or nb.load_pretrained(tmp_path / kept)[0].history[-1]["step"] == steps)
+    nb.save_pretrained(model, tokenizer, folder, entries(50))
+
+    def refused(*names):
+        raise PermissionError("in use")
+    with monkeypatch.context() as patch:
+        patch.setattr(nb.Path, "rename", refused)
+        with pytest.raises(PermissionError):                         # and so it is not written over
+            nb.keep_better(folder, [])
     nb.keep_better(tmp_path / "nothing", [])
     (folder / "history.json").write_text("{")
     nb.keep_better(folder, [])
