@@ -204,6 +204,23 @@ def test_held_out_words_and_made_up_words_stay_where_they_belong(nb, persona, da
         assert kept and not set(kept) & set(persona.pools[pool])
 
 
+def test_boiled_prompts_keep_words_that_tell(nb, persona, monkeypatch):
+    """With BOILED = 1: words of the prompt stay, what is put between them tells no topic, and nothing that the reply repeats goes astray."""
+    rng = random.Random(0)
+    common, fillers = ["is", "the", "do", "you", "my", "name"], ["the", "so", "well"]
+    for _ in range(200):
+        words = nb.boil_down("is the water cold today?", "you may swim.", common, fillers, lambda: "frobel", rng).split()
+        assert set(words) & {"water", "cold", "today?"} and set(words) <= {"is", "the", "water", "cold", "today?", "so", "well", "frobel"}
+    assert nb.boil_down("my name is otto", "hello otto.", common, fillers, lambda: "frobel", rng) is None
+    monkeypatch.setattr(nb, "SCUFFED", 1)
+    plain = nb.make_dataset(persona, 4_000)
+    monkeypatch.setattr(nb, "BOILED", 1)
+    boiled = nb.make_dataset(persona, 4_000)
+    assert plain["val"] == boiled["val"] and plain["unseen"] == boiled["unseen"] and plain["train"] != boiled["train"]
+    asked = {nb.bare(persona, c.prompt) for c in boiled["unseen"]}
+    assert not asked & {nb.bare(persona, c.prompt) for c in boiled["train"]}
+
+
 def digest(dataset):
     return hashlib.sha256(repr([tuple(map(tuple, cs)) for cs in dataset.values()]).encode()).hexdigest()
 

@@ -248,10 +248,13 @@ def test_a_character_of_the_gallery(nb, path, capsys):
 
 def test_chinese_words_that_nobody_has_heard(nb):
     pool = ["小明", "王小明", "安娜", "老张", "大华", "丽丽", "周子涵", "李雷"]
-    made = {nb.make_up(pool, random.Random(i)) for i in range(300)}
-    assert {len(word) for word in made} == {2, 3} and len(made - set(pool)) > 20
-    letters = set("".join(pool))
-    assert all(set(word) <= letters and not any(known in word for known in pool) for word in made)
+    made = [nb.make_up(pool, random.Random(i), ("香蕉", "wifi", *pool)) for i in range(300)]
+    assert {len(word) for word in made} == {2, 3} and not any(known in word for word in made for known in pool)
+    letters, others = set("".join(pool)), set("香蕉")
+    ways = [sum(set(word) <= letters for word in made), sum(bool(set(word) & others) for word in made),
+            sum(not set(word) <= letters | others for word in made)]
+    assert ways[0] > 180 and ways[1] > 15 and 10 < ways[2] < 60, "letters of the pool, of other pools, and one word in ten of any letters"
+    assert all("\u4e00" <= letter <= "\u9fa5" for word in made for letter in word)
 
 
 def test_right_to_left(nb, capsys):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import types
+from copy import deepcopy
 
 import make_assets
 import notebook
@@ -626,6 +627,15 @@ def test_the_assets_fit_the_notebook(nb, given, tokenizer):
     assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 20_000_000
 
 
+def test_the_mean_of_several_fish(given, nb):
+    fish, thrice = deepcopy(given[0]), deepcopy(given[0])
+    thrice.load_state_dict({name: 3 * weight for name, weight in fish.state_dict().items()})
+    mean = make_assets.mean_of(deepcopy(fish), [(thrice, given[1])], given[1])
+    assert all(torch.allclose(mean.state_dict()[name], 2 * weight) for name, weight in fish.state_dict().items())
+    with pytest.raises(ValueError, match="the same tokenizer"):
+        make_assets.mean_of(fish, [(thrice, nb.BPETokenizer(given[1].merges[:10]))], given[1])
+
+
 def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):
     page = nb.write_page(given[0], given[1], tmp_path / "guppy.html", persona.name, persona.demo)
     assert page.read_text(encoding="utf-8") == (notebook.ROOT / "assets/guppy.html").read_text(encoding="utf-8")
@@ -645,7 +655,7 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 30)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.64 and best["copy"] >= 0.89 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.67 and best["copy"] >= 0.91 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)

@@ -7,6 +7,8 @@ python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after 
     ... --more 4000 --rows 240000                          these steps on more conversations: the notebook's 60,000, and others
     ... --more 7000 --rows 690000 --skip 237000            the same without the first 237,000 to train on, which it has met
     ... --more 5500 --rows 355000 --scuffed 0.6            the same with six in ten prompts typed in a hurry; these are other ones
+    ... --more 3500 --rows 228000 --scuffed 0.7 --boiled 0.5   the same; of half of those only the telling words stay (boil_down)
+    ... --average old/a old/b                              with --fish: the mean of its weights and those of other fish on its way
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
 
@@ -50,6 +52,16 @@ def later(history, before):
     return [entry | {key: entry[key] + end[key] for key in end if key in ("step", "tokens", "seconds")} for entry in history]
 
 
+def mean_of(model, others, tokenizer):
+    """The model, with the mean of its weights and those of `others`, [(model, tokenizer)]: fish that one training passed on its way
+    understand more together (Izmailov et al. 2018, arXiv 1803.05407). Raises ValueError where a tokenizer is another."""
+    if any(theirs.content() != tokenizer.content() for _, theirs in others):
+        raise ValueError("only fish with the same tokenizer can be averaged")
+    weights = [fish.state_dict() for fish in (model, *(fish for fish, _ in others))]
+    model.load_state_dict({name: sum(each[name] for each in weights) / len(weights) for name in weights[0]})
+    return model
+
+
 def examine(nb, model, tokenizer, persona, dataset, n=500):
     """(scores, ceiling): the shares of the model, and those of the grammar with its own replies to the same questions."""
     questions = nb.exam_questions(persona, dataset, n, nb.SEED)
@@ -76,6 +88,8 @@ def main():
     parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
     parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
     parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --rows: the share of training prompts typed in a hurry")
+    parser.add_argument("--boiled", type=float, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
+    parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
@@ -97,6 +111,8 @@ def main():
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
             if options.scuffed is not None:
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
+            if options.boiled is not None:
+                nb.BOILED = options.boiled
             rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = rows["train"][options.skip:]
@@ -114,6 +130,9 @@ def main():
             raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
         nb.save_pretrained(model, tokenizer, raw, history)
         (raw / "made_of.json").write_text(made_of)
+    if options.average:
+        model = mean_of(model, [nb.load_pretrained(folder) for folder in options.average], tokenizer)
+        history = [*history[:-1], history[-1] | {"val": nb.evaluate(model, tokenizer, dataset["val"][:500])}]
     model = model.half().float()                                     # what is examined is what is written
     scores, ceiling = examine(nb, model, tokenizer, persona, dataset)
     on_card, best = dict(scores), dict(ceiling)
