@@ -413,7 +413,7 @@ GREEK = """! name ρολόι
 """
 
 
-def test_open_words_without_letters_and_few_of_them(nb):
+def test_open_words_without_letters_and_few_of_them(nb, monkeypatch):
     """Words of digits alone can be made up; where no word is left that training has not seen, fewer are asked."""
     rng = random.Random(0)
     made = {nb.make_up(("1999", "2001", "1987"), rng) for _ in range(300)}
@@ -424,6 +424,9 @@ def test_open_words_without_letters_and_few_of_them(nb):
     persona = nb.parse_persona(script)
     every = [a + b for a in "甲乙丙丁" for b in "子丑寅"]
     dataset = {"train": [nb.Conversation(f"我叫{word}", f"{word}。", "who") for word in every]}
+    asked = nb.copy_questions(persona, dataset, 5, random.Random(0))
+    assert len(asked) == 5 and not {word for word, _ in asked} & set(every), "letters of other words, or any at all"
+    monkeypatch.setattr(nb, "make_up", lambda words, rng, others=(): words[0])
     assert nb.copy_questions(persona, dataset, 5, random.Random(0)) == []
 
 
