@@ -11,6 +11,7 @@ python tests/notebook.py my.txt --train     then trains a small model of it, sav
 """
 import ast
 import json
+import linecache
 import re
 import sys
 import types
@@ -44,11 +45,13 @@ def load(path=PATH):
     """A module with the notebook's definitions."""
     module = types.ModuleType("guppylm")
     sys.modules["guppylm"] = module                                  # dataclasses look their module up there
-    for cell in cells(path):
+    for number, cell in enumerate(cells(path)):
         if cell["cell_type"] == "code":
+            name = f"{Path(path).name}, cell {number}"
+            linecache.cache[name] = len(cell["text"]), None, cell["text"].splitlines(True), name      # for tracebacks
             tree = ast.parse(cell["text"])
             tree.body = [node for node in tree.body if is_definition(node)]
-            exec(compile(tree, str(path), "exec"), module.__dict__)
+            exec(compile(tree, name, "exec"), module.__dict__)
     return module
 
 
@@ -58,7 +61,7 @@ def own_character(guppy, path, train):
     guppy.try_script(str(path))
     if not train:
         print()
-        guppy.show_table(("before training", "number", "where"), *guppy.persona_report(path, 10_000, guppy.SEED))
+        guppy.show_table(("before training", "number", "remark"), *guppy.persona_report(path, 10_000, guppy.SEED))
         return
     folder = guppy.OUT / f"{path.stem}-small"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -204,23 +204,6 @@ def test_held_out_words_and_made_up_words_stay_where_they_belong(nb, persona, da
         assert kept and not set(kept) & set(persona.pools[pool])
 
 
-def test_boiled_prompts_keep_words_that_tell(nb, persona, monkeypatch):
-    """With BOILED = 1: words of the prompt stay, what is put between them tells no topic, and nothing that the reply repeats goes astray."""
-    rng = random.Random(0)
-    common, fillers = ["is", "the", "do", "you", "my", "name"], ["the", "so", "well"]
-    for _ in range(200):
-        words = nb.boil_down("is the water cold today?", "you may swim.", common, fillers, lambda: "frobel", rng).split()
-        assert set(words) & {"water", "cold", "today?"} and set(words) <= {"is", "the", "water", "cold", "today?", "so", "well", "frobel"}
-    assert nb.boil_down("my name is otto", "hello otto.", common, fillers, lambda: "frobel", rng) is None
-    monkeypatch.setattr(nb, "SCUFFED", 1)
-    plain = nb.make_dataset(persona, 4_000)
-    monkeypatch.setattr(nb, "BOILED", 1)
-    boiled = nb.make_dataset(persona, 4_000)
-    assert plain["val"] == boiled["val"] and plain["unseen"] == boiled["unseen"] and plain["train"] != boiled["train"]
-    asked = {nb.bare(persona, c.prompt) for c in boiled["unseen"]}
-    assert not asked & {nb.bare(persona, c.prompt) for c in boiled["train"]}
-
-
 def digest(dataset):
     return hashlib.sha256(repr([tuple(map(tuple, cs)) for cs in dataset.values()]).encode()).hexdigest()
 
@@ -283,6 +266,25 @@ FAULTS = {
     "a full-width sign": ("# who", "＃ who", "line 8: .* full-width"),
     "an unknown head line": ("! alphabet", "! alphabeth", "line 1: with ! stand name .*; alphabet .*; demo .*; spaces"),
     "spaces that are neither there nor not": ("! alphabet", "! spaces maybe\n! alphabet", "line 1: with ! stand name"),
+    "a bar at the end of a pool": ("peas | rice", "peas | rice |", "line 4: an alternative is empty"),
+    "two bars in an open pool": ("ann | bob", "ann | | bob", "line 5: an alternative is empty"),
+    "a bar at the end of a topic": ("are you in\n", "are you in |\n", "line 6: an alternative is empty"),
+    "nothing behind <": ("< hi @name.", "<", "line 9: an answer is missing"),
+    "two words in an open pool": ("ann | bob", "mary ann | bob", "line 5: 'mary ann': in an open pool stand single words"),
+    "a choice in a pool": ("peas | rice", "[red|green] peas | rice", "line 4: .*green. peas.: the words of a pool are plain text"),
+    "a pool in a pool": ("# hello", "@meal = @food pie | soup\n# hello", "line 6: '@food pie': the words of a pool are plain text"),
+    "a pool that is defined twice": ("# hello", "@food = wood | stone\n# hello", "line 6: @food is defined twice"),
+    "a pool that is open and then not": ("# hello", "@name = wood | stone\n# hello", "line 6: @name is defined twice"),
+    "a weight that comes late": ("# who", "# hello x5: good night\n< night.\n# who", "line 8: the weight .* hello began in line 6"),
+    "two decorations": ("# hello", "~ ((yo ))*\n# hello", "line 6: the decoration around . is defined twice"),
+    "two stars": ("~ ((hey ))*", "~ ((hey ))*so*", "line 2: the wording stands at one star"),
+    "a bracket of the decoration": ("~ ((hey ))*", "~ ((hey )*", "line 2: a bracket is not closed"),
+    "a slip with a bracket": ("# hello", "~ you = (u\n# hello", "line 6: the slip 'you' = '.u' is plain text"),
+    "a slip that is none": ("# hello", "~ you = you\n# hello", "line 6: the slip 'you' = 'you' changes nothing"),
+    "a slip that stands twice": ("# hello", "~ good = gud\n~ good = gud\n# hello", "line 7: the slip 'good' = 'gud' stands twice"),
+    "ways to ask without a matter": ("# hello: hello", "@on = so * | what of *\n# hello: hello @on", "line 7: @on holds ways to ask"),
+    "ways to ask in an answer": ("# hello: hello | good day | are you in\n< hi.", "@on = so * | what of *\n# hello: hello | good day | are you in\n< hi @on.",
+                                 "line 8: @on holds ways to ask"),
     "a remark that is continued": ("# who", "// now\n who\n# who", "line 9: .* that is a remark"),
 }
 
@@ -293,6 +295,12 @@ def test_linter_names_the_fault(nb, old, new, message):
     assert old in GOOD
     with pytest.raises(ValueError, match=message):
         nb.parse_persona(GOOD.replace(old, new, 1))
+
+
+def test_topics_without_weight(nb):
+    assert nb.parse_persona(GOOD.replace("# who", "# who x0")).topics["who"].weight == 0
+    with pytest.raises(ValueError, match="all topics have the weight 0"):
+        nb.parse_persona(GOOD.replace("# who", "# who x0").replace("# hello", "# hello x0"))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "! name nobody\n", "// only a remark\n"])

@@ -3,6 +3,7 @@ import json
 import math
 import types
 
+import conftest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -253,7 +254,8 @@ def test_next_probabilities(nb):
     torch.testing.assert_close(nb.next_probabilities(logits, 1.0, 300), F.softmax(allowed, -1))
     greedy = nb.next_probabilities(logits, 0, 50)
     assert torch.equal(greedy.argmax(-1), allowed.argmax(-1)) and torch.equal(greedy.max(-1).values, torch.ones(4))
-    for bad, name in (({"temperature": -0.1}, "temperature is -0.1"), ({"top_k": 0}, "top_k is 0")):
+    for bad, name in (({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": math.nan}, "temperature is nan"),
+                      ({"temperature": math.inf}, "temperature is inf"), ({"top_k": 0}, "top_k is 0")):
         with pytest.raises(ValueError, match=name):
             nb.next_probabilities(logits, **bad)
 
@@ -342,6 +344,11 @@ def test_a_long_message_keeps_its_end_and_leaves_room_for_sixty_tokens(nb, small
     assert asked[0][0] == nb.START and asked[0].count(nb.START) == 2 and "zebra pliers" in small[2].decode(asked[0])
     nb.chat("  WHERE is my LATHE? ", tiny, small[2])
     assert asked[1] == nb.encode_chat(small[2], "where is my lathe?")[0], "chat tidies a message as training did"
+
+
+def test_a_context_too_short_to_chat_is_named(nb, small):
+    with pytest.raises(ValueError, match="the context, 64 tokens, is too short to chat"):
+        nb.chat("hello", conftest.fresh(nb, small, context=64), small[2])
 
 
 def test_a_prompt_cannot_forge_a_turn(nb, small):

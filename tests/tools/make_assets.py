@@ -46,6 +46,30 @@ def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def boil_down(nb, prompt, reply, common, fillers, made_up, rng):
+    """The words of a prompt that tell its topic, or some of them, in any order, between words that tell none.
+
+    None where the reply repeats one of them: a name means nothing without "my name is". made_up() gives an unknown word."""
+    telling = [word for word in prompt.split() if nb.plain(word) not in common or rng.random() < 0.2]
+    if not telling or {nb.plain(word) for word in telling} & set(nb.WORD.findall(reply)) - set(common):
+        return None
+    telling = rng.sample(telling, rng.randint(len(telling) * 2 // 3 or 1, len(telling)))
+    words = telling + [rng.choice(fillers) if rng.random() < 0.85 else made_up() for _ in range(rng.randint(0, 8))]
+    return nb.normalise(" ".join(rng.sample(words, len(words))))
+
+
+def boil_some(nb, persona, boiled):
+    """From now on `scuff` boils down this share of the prompts that it gets."""
+    fillers = nb.common_words([nb.sort_wordings(persona, name)["train"] for name in persona.topics], 1 / 10)
+    scuff = nb.scuff
+
+    def scuff_or_boil(prompt, spared, common, made_up, rng):
+        text = boil_down(nb, prompt, spared, common, fillers, made_up, rng) if rng.random() < boiled else None
+        return text or scuff(prompt, spared, common, made_up, rng)
+
+    nb.scuff = scuff_or_boil
+
+
 def later(history, before):
     """The entries of a second training, counted on from the end of the first."""
     end = before[-1] if before else {"step": 0, "tokens": 0, "seconds": 0.0}
@@ -88,7 +112,7 @@ def main():
     parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
     parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
     parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --rows: the share of training prompts typed in a hurry")
-    parser.add_argument("--boiled", type=float, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
+    parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
     parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
@@ -111,8 +135,8 @@ def main():
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
             if options.scuffed is not None:
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
-            if options.boiled is not None:
-                nb.BOILED = options.boiled
+            if options.boiled:
+                boil_some(nb, persona, options.boiled)
             rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = rows["train"][options.skip:]
