@@ -42,7 +42,7 @@ SCRIPTS = {
 @m = ann | an
 # t: i am @n | call me @n
 < hi @n | @n + @m | @m@m
-# t x2: who am i | who is ann | who is @m@k:m
+# t: who am i | who is ann | who is @m@k:m
 < you are @m | you are @n |
 < an(n)(ann)
 """,

@@ -634,7 +634,8 @@ def test_chat_and_push_are_off_and_push_goes_to_the_readers_own_repo(monkeypatch
 
 def test_only_guppy_was_trained_before(monkeypatch):
     cell = cell_with("PERSONA is {PERSONA!r}")
-    advice = cell[cell.index("if PRESET not in"):cell.index("print(f")]
+    advice = cell[cell.index("if PRESET not in"):]
+    advice = advice[:advice.index("print(f")]
     settings = {"os": os, "PRESET": "auto", "PERSONA": "rollo", "TRAIN": False}
     with pytest.raises(ValueError, match="set TRAIN = True to train rollo"):
         exec(advice, settings | {"FISH": ""})
