@@ -297,6 +297,13 @@ def test_linter_names_the_fault(nb, old, new, message):
         nb.parse_persona(GOOD.replace(old, new, 1))
 
 
+def test_wordings_called_like_our_own_tables(nb):
+    """What is kept beside the trees of the wordings has names that no wording can have."""
+    persona = nb.parse_persona(GOOD.replace("good day", "bare | fold | slips"))
+    for prompt in ("bare", "fold", "slips"):
+        assert math.exp(nb.log_prob(persona, "hello", prompt, "hi. have peas.")) == pytest.approx(1 / 4)
+
+
 def test_topics_without_weight(nb):
     assert nb.parse_persona(GOOD.replace("# who", "# who x0")).topics["who"].weight == 0
     with pytest.raises(ValueError, match="all topics have the weight 0"):
