@@ -10,6 +10,8 @@ python tests/notebook.py my.txt     reads the script of a character: a fault, or
 python tests/notebook.py my.txt --train     then trains a small model of it, saves it in out/my-small, and lets you chat
 """
 import ast
+import contextlib
+import io
 import json
 import linecache
 import re
@@ -57,11 +59,13 @@ def load(path=PATH):
 
 def own_character(guppy, path, train):
     """Read the script of a character and report on it; with `train`, also train a small model, save it, and chat."""
-    persona = guppy.read_persona(path)
+    with contextlib.redirect_stdout(io.StringIO()):                  # try_script says the warnings, once is enough
+        persona = guppy.read_persona(path)
+        report = () if train else [*guppy.persona_report(path, 10_000, guppy.SEED)]
     guppy.try_script(str(path))
     if not train:
         print()
-        guppy.show_table(("before training", "number", "remark"), *guppy.persona_report(path, 10_000, guppy.SEED))
+        guppy.show_table(("before training", "number", "remark"), *report)
         return
     folder = guppy.OUT / f"{path.stem}-small"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +73,15 @@ def own_character(guppy, path, train):
     guppy.save_pretrained(model, tokenizer, folder, name=persona.name)
     print(f"\nsaved in {folder}; to chat again: python tests/notebook.py {folder}\n")
     guppy.chat_loop(model, tokenizer, persona.name)
+
+
+def name_of(fish):
+    """How a fish is called: as the heading of its card says, or else as its folder is called."""
+    if "://" in str(fish):
+        return "fish"
+    card = Path(fish).expanduser() / "README.md"
+    heading = re.search("^# (.+)$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return heading[1] if heading else Path(fish).name
 
 
 def main():
@@ -79,8 +92,8 @@ def main():
         if str(fish).endswith(".txt"):
             own_character(guppy, Path(fish), "--train" in sys.argv)
             return
-        name = "fish" if "://" in str(fish) else "guppy" if fish == ASSETS else Path(fish).name
-        guppy.chat_loop(*guppy.load_pretrained(fish), name)
+        loaded = guppy.load_pretrained(fish)
+        guppy.chat_loop(*loaded, name_of(fish))
     except (OSError, ValueError) as fault:
         sys.exit(f"{fault}")
 

@@ -212,11 +212,21 @@ def test_a_script_is_read_in_the_terminal(tmp_path):
     command = [sys.executable, str(notebook.ROOT / "tests/notebook.py")]
     good = subprocess.run([*command, str(PERSONAS / "blank.txt")], capture_output=True, text=True)
     assert good.returncode == 0 and good.stdout.count("  ->  ") == 3 and "distinct prompts" in good.stdout
+    warned = tmp_path / "warned.txt"
+    warned.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| this is @name", "| this is a nice day"), encoding="utf-8")
+    told = subprocess.run([*command, str(warned)], capture_output=True, text=True)
+    assert told.returncode == 0 and told.stdout.count("'this is a nice day' brings no @name") == 1, "said once"
     bad = tmp_path / "my.txt"
     bad.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| good to be back", "| Good to be back"), encoding="utf-8")
     wrong = subprocess.run([*command, str(bad)], capture_output=True, text=True)
     assert wrong.returncode == 1 and re.search(r"my\.txt, line \d+: 'G' is not in the alphabet .* stands in 'Good'", wrong.stderr), wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_character_keeps_its_name_in_the_terminal(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# otto\n\nA character.\n# not this\n", encoding="utf-8")
+    assert notebook.name_of(notebook.ASSETS) == "guppy" and notebook.name_of(tmp_path) == "otto"
+    assert notebook.name_of("https://example.org/fish") == "fish" and notebook.name_of("out/my-small") == "my-small"
 
 
 def test_an_answer_that_repeats_what_was_not_brought(nb, capsys):
