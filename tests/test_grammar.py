@@ -204,6 +204,27 @@ def test_held_out_words_and_made_up_words_stay_where_they_belong(nb, persona, da
         assert kept and not set(kept) & set(persona.pools[pool])
 
 
+def test_boiled_prompts_keep_words_that_tell(nb, persona, monkeypatch):
+    """What tests/tools/make_assets.py does to some prompts: words that tell stay, what is put between them tells no topic, and a prompt
+    whose word the reply repeats is left alone. What the exam asks stays what it was, and out of training."""
+    import make_assets  # of tests/tools, which a process of its own does not see
+
+    rng = random.Random(0)
+    common, fillers = ["is", "the", "do", "you", "my", "name"], ["the", "so", "well"]
+    for _ in range(200):
+        words = make_assets.boil_down(nb, "is the water cold today?", "you may swim.", common, fillers, lambda: "frobel", rng).split()
+        assert set(words) & {"water", "cold", "today?"} and set(words) <= {"is", "the", "water", "cold", "today?", "so", "well", "frobel"}
+    assert make_assets.boil_down(nb, "my name is otto", "hello otto.", common, fillers, lambda: "frobel", rng) is None
+    monkeypatch.setattr(nb, "SCUFFED", 1)
+    plain = nb.make_dataset(persona, 4_000)
+    monkeypatch.setattr(nb, "scuff", nb.scuff)                       # put back when the test ends
+    make_assets.boil_some(nb, persona, 1.0)
+    boiled = nb.make_dataset(persona, 4_000)
+    assert plain["val"] == boiled["val"] and plain["unseen"] == boiled["unseen"] and plain["train"] != boiled["train"]
+    asked = {nb.bare(persona, c.prompt) for c in boiled["unseen"]}
+    assert not asked & {nb.bare(persona, c.prompt) for c in boiled["train"]}
+
+
 def digest(dataset):
     return hashlib.sha256(repr([tuple(map(tuple, cs)) for cs in dataset.values()]).encode()).hexdigest()
 
