@@ -86,8 +86,11 @@ def test_a_reply_tells_its_topic(nb, persona, dataset):
     assert shared <= 4
 
 
-def test_the_blind_half_is_there_and_none_of_it_is_in_the_look_half(nb):
-    blind = zlib.decompress((notebook.ROOT / "tests/free_wordings_blind.zlib").read_bytes()).decode().splitlines()
+def test_the_prompts_that_nobody_reads_are_there_and_none_of_them_is_in_the_look_half(nb, persona):
+    blind, fresh = (zlib.decompress((notebook.ROOT / f"tests/free_wordings_{which}.zlib").read_bytes()).decode().splitlines()
+                    for which in ("blind", "fresh"))
     look = (notebook.ROOT / "tests/free_wordings.tsv").read_text(encoding="utf-8").splitlines()
-    assert len(blind) >= 200 and not set(blind) & set(look)
-    assert len({line.split("\t")[1] for line in [*blind, *look]}) == len(blind) + len(look) >= 400
+    assert len(blind) >= 200 and len(fresh) >= 600
+    assert len({line.split("\t")[1] for line in [*blind, *look]}) == len(blind) + len(look)
+    assert len({line.split("\t")[1] for line in [*blind, *look, *fresh]}) >= len(blind) + len(look) + 0.99 * len(fresh), "several people type hi"
+    assert {topic for line in fresh for topic in line.split("\t")[0].split(",")} == set(persona.topics)

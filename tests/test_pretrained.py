@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import types
+import zlib
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import make_assets
@@ -695,6 +697,33 @@ def test_the_mean_of_several_fish(given, nb):
         make_assets.mean_of(fish, [(thrice, nb.BPETokenizer(list(given[1].merges)[:10]))], given[1])
 
 
+def test_wordings_of_a_file(nb, persona, tmp_path):
+    """assets/wordings.tsv: no wording says what is asked in an exam; a file that does not fit is refused; val and unseen stay as they are."""
+    wider, wordings = make_assets.read_wordings(nb, persona)
+    free = [line.split("\t")[1] for which in ("blind", "fresh")
+            for line in zlib.decompress((notebook.ROOT / f"tests/free_wordings_{which}.zlib").read_bytes()).decode().splitlines()]
+    asked = {nb.bare(persona, nb.normalise(prompt)) for prompt in [*free, *(line.split("\t")[1] for line in nb.FREE.splitlines())]}
+    assert min(map(len, wordings.values())) >= 100
+    held_out = {word for words in persona.held_out_words.values() for word in words}
+    for name, texts in wordings.items():
+        assert not held_out & {word for text in texts for word in nb.WORD.findall(text)}, "words that the exam asks to copy"
+        forms = {re.sub("ǁ.*?ǁ", "·", nb.bare_template(persona, nb.spell_out(nb.parse_template(text))[0])) for text in texts}
+        assert not forms & asked and not forms & nb.held_forms(persona, name)
+        assert all(nb.normalise(text) == text for text in texts)
+    for line in ("no_topic\thello", "food\ti like @name", "food"):
+        (tmp_path / "some.tsv").write_text(f"food\tyum yum\n{line}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="some.tsv, line 2"):
+            make_assets.read_wordings(nb, persona, tmp_path / "some.tsv")
+    before = nb.make_dataset(persona, 4_000)
+    frobel = {name: {"frobel wiggle": next(iter(topic.own.values()))} for name, topic in wider.topics.items()}
+    wider.topics |= {name: replace(topic, own=topic.own | frobel[name]) for name, topic in wider.topics.items()}
+    with make_assets.mixed_in(nb, wider, {name: ["frobel wiggle"] for name in frobel}, 0.5):
+        after = nb.make_dataset(persona, 4_000)
+    assert nb.make_dataset(persona, 4_000) == before, "what is asked in an exam is asked as it was"
+    assert after["val"] == before["val"] and after["unseen"] == before["unseen"]
+    assert 0.3 < sum("frobel" in c.prompt for c in after["train"]) / 1_000 < 0.6
+
+
 def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):
     page = nb.write_page(given[0], given[1], tmp_path / "guppy.html", persona.name, persona.demo)
     assert page.read_text(encoding="utf-8") == (notebook.ROOT / "assets/guppy.html").read_text(encoding="utf-8")
@@ -707,14 +736,14 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     card = (ASSETS / "README.md").read_text(encoding="utf-8")
     for name, share in stored["scores"].items():
         assert f"| {name} | {share:.1%} | {stored['ceiling'][name]:.1%} |" in card
-    if stored["blind"] is not None:
-        assert f"| free, blind half | {stored['blind']:.1%} |" in card
+    assert stored["unread"]["free, fresh"] >= 0.55
+    assert all(f"| {name} | {share:.1%} | 100.0% |" in card for name, share in stored["unread"].items())
     questions = nb.exam_questions(persona, dataset, 30, nb.SEED)
     scores, _ = nb.grade(persona, dataset, questions, nb.answers(model, tokenizer, questions, nb.SEED))
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 30)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.67 and best["copy"] >= 0.91 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.97 and best["unseen"] >= 0.91 and best["free"] >= 0.72 and best["copy"] >= 0.9 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)

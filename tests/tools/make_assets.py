@@ -8,6 +8,7 @@ python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after 
     ... --more 7000 --rows 690000 --skip 237000            the same without the first 237,000 to train on, which it has met
     ... --more 5500 --rows 355000 --scuffed 0.6            the same with six in ten prompts typed in a hurry; these are other ones
     ... --more 3500 --rows 228000 --scuffed 0.7 --boiled 0.5   the same; of half of those only the telling words stay (boil_down)
+    ... --more 4000 --rows 260000 --wordings 0.5   the same; half of the prompts to train on come from assets/wordings.tsv
     ... --average old/a old/b                              with --fish: the mean of its weights and those of other fish on its way
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
@@ -17,10 +18,13 @@ and model are the same; --again trains anew. fingerprint.json says what the asse
 recomputes it, so that assets that no longer fit the notebook show.
 """
 import argparse
+import contextlib
+import copy
 import hashlib
 import json
 import math
 import random
+import re
 import sys
 import zlib
 from dataclasses import asdict
@@ -31,6 +35,7 @@ import notebook
 import torch
 
 PROMPT = "hello guppy, what do you eat?"
+UNREAD = {"blind": "free, blind half", "fresh": "free, fresh"}       # free prompts that nobody reads: their files, their rows on the card
 
 
 def fingerprint(nb, model, tokenizer):
@@ -70,6 +75,38 @@ def boil_some(nb, persona, boiled):
     nb.scuff = scuff_or_boil
 
 
+def read_wordings(nb, persona, path=notebook.ROOT / "assets/wordings.tsv"):
+    """(persona that also knows the wordings of a file, {topic: its wordings}). Each line is a topic, a tab and a wording in the
+    notation of the script. It has the replies of the topic's first wording with the same slots. Raises ValueError where there is none."""
+    wider, wordings = copy.deepcopy(persona), {name: [] for name in persona.topics}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, wording = line.partition("\t")
+        own = persona.topics[name].own if wording and name in wordings else {}
+        like = next((text for text in own if re.findall(nb.SLOT, text) == re.findall(nb.SLOT, wording)), None)
+        if like is None:
+            raise ValueError(f"{path.name}, line {number}: {name!r} has no wording with the slots of {wording!r}")
+        wider.topics[name].own[wording] = own[like]
+        wordings[name].append(wording)
+    return wider, wordings
+
+
+@contextlib.contextmanager
+def mixed_in(nb, wider, wordings, share):
+    """While it is open, this share of the prompts to train on is in one of these wordings; those of val and unseen are not."""
+    converse = nb.converse
+
+    def converse_wider(persona, topic, wording, rng, draw_user_word=None):
+        if share and draw_user_word and wordings[topic] and rng.random() < share:
+            return converse(wider, topic, rng.choice(wordings[topic]), rng, draw_user_word)
+        return converse(persona, topic, wording, rng, draw_user_word)
+
+    nb.converse = converse_wider
+    try:
+        yield
+    finally:
+        nb.converse = converse                                       # the exam asks with words of its own
+
+
 def later(history, before):
     """The entries of a second training, counted on from the end of the first."""
     end = before[-1] if before else {"step": 0, "tokens": 0, "seconds": 0.0}
@@ -94,9 +131,9 @@ def examine(nb, model, tokenizer, persona, dataset, n=500):
     return nb.grade(persona, dataset, questions, replies)[0], nb.grade(persona, dataset, questions, own)[0]
 
 
-def examine_blind(nb, model, tokenizer, persona):
-    """(share, ceiling) of the free prompts that nobody looks at: the shares, and nothing else of them."""
-    text = zlib.decompress((notebook.ROOT / "tests/free_wordings_blind.zlib").read_bytes()).decode()
+def examine_unread(nb, model, tokenizer, persona, which):
+    """(share, ceiling) of free prompts that nobody looks at, "blind" or "fresh": the shares, and nothing else of them."""
+    text = zlib.decompress((notebook.ROOT / f"tests/free_wordings_{which}.zlib").read_bytes()).decode()
     questions = [("free", *asked) for asked in nb.free_questions(persona, random.Random(nb.SEED), text)]
     replies = nb.answers(model, tokenizer, questions, nb.SEED)
     return [nb.share([nb.is_right(persona, question, reply) for question, reply in zip(questions, texts)])
@@ -113,6 +150,8 @@ def main():
     parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
     parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --rows: the share of training prompts typed in a hurry")
     parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
+    parser.add_argument("--wordings", type=float, default=0.0, metavar="SHARE",
+                        help="with --rows: the share of training prompts that come from assets/wordings.tsv; the card says so")
     parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
@@ -137,7 +176,8 @@ def main():
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
             if options.boiled:
                 boil_some(nb, persona, options.boiled)
-            rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
+            with mixed_in(nb, *read_wordings(nb, persona), options.wordings):
+                rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = rows["train"][options.skip:]
             history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
@@ -160,13 +200,17 @@ def main():
     model = model.half().float()                                     # what is examined is what is written
     scores, ceiling = examine(nb, model, tokenizer, persona, dataset)
     on_card, best = dict(scores), dict(ceiling)
-    if options.blind:
-        on_card["free, blind half"], best["free, blind half"] = examine_blind(nb, model, tokenizer, persona)
+    for which, name in UNREAD.items():
+        if which == "fresh" or options.blind:
+            on_card[name], best[name] = examine_unread(nb, model, tokenizer, persona, which)
     folder = options.out / "pretrained"
     nb.save_pretrained(model, tokenizer, folder, history, on_card, best, persona.name, torch.float16)
     model, tokenizer = nb.load_pretrained(folder)
     (folder / "fingerprint.json").write_text(json.dumps(fingerprint(nb, model, tokenizer) | {"scores": scores, "ceiling": ceiling,
-                                                      "blind": on_card.get("free, blind half")}) + "\n")
+                                                      "unread": {name: on_card[name] for name in UNREAD.values() if name in on_card}}) + "\n")
+    if options.wordings:
+        with (folder / "README.md").open("a", encoding="utf-8") as card:
+            card.write(f"\nIn its last steps {options.wordings:.0%} of the prompts came from `assets/wordings.tsv`, not from the notebook's script.\n")
     page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.name, persona.demo)
     nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{best.get(name, math.nan):.1%}") for name, share in on_card.items()))
     nb.show_table(("file", "bytes"), *((path.name, path.stat().st_size) for path in [*sorted(folder.glob("[!.]*")), page]))

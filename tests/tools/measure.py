@@ -4,7 +4,8 @@ python tests/tools/measure.py                   the fish of assets/pretrained
 python tests/tools/measure.py out/guppy         another one
 python tests/tools/measure.py --blind           also the blind half of the free prompts: its score, and nothing else of it
 
-The blind half (tests/free_wordings_blind.zlib) is there to be counted, seldom: who studies it turns it into a look half.
+The blind half (tests/free_wordings_blind.zlib) and the fresh prompts (tests/free_wordings_fresh.zlib) are there to be counted: who studies
+them turns them into a look half. The fresh ones came later, when much of the script had been written with the look half in mind.
 """
 import argparse
 import random
@@ -56,8 +57,8 @@ def main():
     persona = nb.parse_persona(nb.GUPPY)
     model, tokenizer = nb.load_pretrained(options.fish)
     texts = {"free, look half": nb.FREE}
-    if options.blind:
-        texts["free, blind half"] = zlib.decompress((notebook.ROOT / "tests/free_wordings_blind.zlib").read_bytes()).decode()
+    for which in ("fresh", "blind") if options.blind else ("fresh",):
+        texts[f"free, {which}"] = zlib.decompress((notebook.ROOT / f"tests/free_wordings_{which}.zlib").read_bytes()).decode()
     rows = []
     for name, text in texts.items():
         asked = [("free", *question) for question in nb.free_questions(persona, random.Random(0), text)]
