@@ -179,7 +179,8 @@ def main():
             with mixed_in(nb, *read_wordings(nb, persona), options.wordings):
                 rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
-            rows["train"] = rows["train"][options.skip:]
+            rows["train"] = [c for c in rows["train"][options.skip:]  # a few long wordings, with an aside, do not fit
+                             if len(nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)[0]) - 1 <= model.config.context]
             history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
             if history[-1]["step"] < model.history[-1]["step"] + options.more:
                 raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
