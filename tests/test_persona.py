@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import gallery
 import matplotlib.pyplot as plt
 import notebook
 import pytest
@@ -233,6 +234,15 @@ def test_an_answer_that_repeats_what_was_not_brought(nb, capsys):
     text = (PERSONAS / "blank.txt").read_text(encoding="utf-8")
     nb.parse_persona(text.replace("| this is @name", "| this is a nice day"))
     assert "'this is a nice day' brings no @name" in capsys.readouterr().out
+
+
+def test_the_gallery_says_which_scores_are_below_what_we_ask_for():
+    text = gallery.README.read_text(encoding="utf-8")
+    assert gallery.with_rows(text, {}) == text
+    row = "| `rollo.txt` | rollo | 15 | 228 | {} | {} | {} | 65.6% | 328 |"
+    assert gallery.missed_by(row.format("95.0%", "75.0%", "60.0%")) == []
+    assert gallery.missed_by(row.format("94.9%", "75.0%", "nan%")) == ["seen", "copy"]
+    assert "`rollo.txt`: unseen" in gallery.with_rows(text, {"rollo.txt": row.format("99.0%", "74.9%", "60.0%")})
 
 
 @pytest.mark.parametrize("path", GALLERY, ids=[path.stem for path in GALLERY])

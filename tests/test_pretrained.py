@@ -725,6 +725,26 @@ def test_wordings_of_a_file(nb, persona, tmp_path):
     assert 0.3 < sum("frobel" in c.prompt for c in after["train"]) / 1_000 < 0.6
 
 
+def test_first_sentences_alone(nb, given, persona):
+    """--short and --lost: what stays of a reply is its beginning, learned without an end; what it repeats stays in the prompt."""
+    tokenizer = given[1]
+    with make_assets.mixed_in(nb, *make_assets.read_wordings(nb, persona), 0.5, 1.0, True):
+        drawn = nb.make_dataset(persona, 5_000)["train"]
+    short = [c for c in drawn if c.reply.endswith(make_assets.STOPPED)]
+    assert 0.4 < len(short) / len(drawn) < 0.6
+    for c in short[:300]:
+        beginning = c.reply.removesuffix(make_assets.STOPPED)
+        whole, counted = nb.encode_chat(tokenizer, nb.normalise(c.prompt), beginning)
+        with make_assets.replaced(nb, "encode_chat", make_assets.stopped):
+            ids, loss_mask = nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)
+            assert nb.encode_chat(tokenizer, nb.normalise(c.prompt), beginning) == (whole, counted), "a whole reply is learned to its end"
+            assert nb.encode_chat(tokenizer, "hi")[0][-1] != nb.END
+        assert ids == whole[:-1] and loss_mask == counted[:-1] and whole[-1] == nb.END != ids[-1]
+    assert nb.encode_chat(tokenizer, "hi", beginning)[0][-1] == nb.END, "outside, nothing has changed"
+    names = [c for c in short if c.topic == "name" and re.search(r"\bhello (\w+)[,!]", c.reply)]
+    assert len(names) > 5 and all(re.search(r"\bhello (\w+)[,!]", c.reply)[1] in c.prompt for c in names)
+
+
 def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):
     page = nb.write_page(given[0], given[1], tmp_path / "guppy.html", persona.name, persona.demo)
     assert page.read_text(encoding="utf-8") == (notebook.ROOT / "assets/guppy.html").read_text(encoding="utf-8")

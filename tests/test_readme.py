@@ -42,7 +42,7 @@ def stored_parts():
 def test_section_0_and_the_readme_are_what_refresh_writes_from_the_stored_run():
     printed = notebook.printed()
     readme, section = (part[part.index("-->") + 3:].strip() for part in stored_parts())
-    assert readme == refresh.results(printed)
+    assert readme == refresh.results(printed, refresh.given_fish())
     assert section == refresh.road_map(printed)
 
 
@@ -57,7 +57,8 @@ def test_transcripts_are_those_of_the_stored_run():
 
 def test_numbers_are_those_of_the_stored_run():
     """In the tables between the marks, all numbers of a row stand in one line of output that begins with the row's name; those of
-    the exam in the table of model and grammar."""
+    the exam in the table of model and grammar. The column of the given fish is that of its own files."""
+    given = refresh.given_fish()
     printed = squeezed(notebook.printed())
     exam = re.search(r"^score model grammar\n(?:\S.*\n)+", printed, re.M)[0].splitlines()
     scores = {line.split()[0] for line in exam[1:]}
@@ -66,12 +67,29 @@ def test_numbers_are_those_of_the_stored_run():
         checked = set()
         for row in re.findall(r"^\|(.*)\|$", part, re.M)[2:]:
             name, *values = [value.strip() for value in row.split("|")]
+            if len(values) == 3 and part in README:                  # the run, the given fish, the grammar
+                key = {"training steps": "steps", "minutes of training, on a CPU": "minutes"}.get(name, name)
+                assert values.pop(1) == given[key]
+                if name not in scores:
+                    continue
             ours = [value for value in values if re.fullmatch(r"[\d.,]+%?", value)]
             if ours:
                 lines = exam if name in scores else printed.splitlines()
                 assert any(line.startswith(f"{name} ") and set(ours) <= set(line.split()) for line in lines), (name, ours)
                 checked.add(name)
         assert len(checked) >= 8 and (part not in README or scores <= checked)
+
+
+def test_what_the_text_says_of_the_stored_run():
+    """Three sentences name a result in words; a new run may prove them wrong."""
+    text = "\n".join(cell["text"] for cell in notebook.cells())
+    score = {name: float(share.rstrip("%")) for name, share, _ in refresh.exam_rows(notebook.printed())}
+    assert "In the stored run *seen* and *unseen* lie closer than that" in text and abs(score["seen"] - score["unseen"]) < 5
+    assert "*free* lies much\nlower" in text and score["free"] < min(score["seen"], score["unseen"]) - 10
+    assert "In the stored run both are so" in text
+    best, others = ([float(share.rstrip("%")) for share in refresh.last_row(notebook.printed(), name)[:2]] for name in ("the best four", "four others"))
+    assert others[0] - best[0] > 5, "the pieces suffer more from the loss of the best"
+    assert others[0] - best[0] > others[1] - best[1], "and more than the other tokens do"
 
 
 def test_the_benchmark_table_is_that_of_the_stored_curves():
@@ -114,13 +132,14 @@ def test_refresh_copies_whatever_was_printed():
     assert refresh.exam_rows(PRINTED) == [("seen", "99.0%", "100.0%"), ("unseen", "87.4%", "100.0%"), ("free", "61.5%", ""),
                                           ("copy", "nan%", "100.0%"), ("new", "86.7%", "89.0%")]
     assert refresh.transcript(PRINTED, 6) == ["you>   hello\nguppy> hello. that is a long one, which was\n       wrapped here.", "you>   bye\nguppy> bye."]
-    text = refresh.results(PRINTED)
-    for row in ("| free | 61.5% |  |", "| our model, validation | 0.360 |", "| bigram: after the one before | 2.346 |", "| 9 training | 576.1 |",
+    text = refresh.results(PRINTED, {"free": "76.1%", "steps": "29,500"})
+    for row in ("| free | 61.5% | 76.1% |  |", "| seen | 99.0% |  | 100.0% |", "| training steps | 6,600 | 29,500 |  |", "| minutes of training, on a CPU | 10 |  |  |",
+                "| our model, validation | 0.360 |", "| bigram: after the one before | 2.346 |", "| 9 training | 576.1 |",
                 "| seconds of the stored run: cpu, bfloat16, preset auto (6600 training steps) | |", "| whole notebook | 975.1 |"):
         assert row in text.splitlines()
     for name, what in (("floor: the grammar", "a row 'floor: the grammar itself'"), ("score   model", "the table of the exam"), ("you>", "a talk")):
         with pytest.raises(SystemExit, match=f"did not print {what}"):
-            refresh.results(PRINTED.replace(name, "x"))
+            refresh.results(PRINTED.replace(name, "x"), {})
     assert refresh.replace("a <!-- stored-run: x -->\nold\n<!-- end --> b", "new") == "a <!-- stored-run: x -->\nnew\n<!-- end --> b"
 
 

@@ -61,6 +61,12 @@ def rows_of(text):
     return {found[1]: found[0] for found in re.finditer(r"^\| `([^`]+)` \|.*$", text, re.M)}
 
 
+def missed_by(row):
+    """The scores of a table's row that are below what we ask for."""
+    shares = dict(zip(("seen", "unseen", "copy"), re.findall(r"([\d.]+|nan)%", row)))
+    return [name for name, share in NEEDED.items() if not float(shares[name]) >= 100 * share]
+
+
 def with_rows(text, rows):
     """The README with these rows in its table; the rows of other scripts stay. Raises ValueError when it has no place for a table."""
     if BEGIN not in text or END not in text:
@@ -68,7 +74,10 @@ def with_rows(text, rows):
     before, table, after = re.split(f"{re.escape(BEGIN)}|{re.escape(END)}", text, maxsplit=2)
     known = rows_of(table) | rows
     body = "\n".join(known[name] for name in sorted(known) if (PERSONAS / name).exists() or name in rows)
-    return f"{before}{BEGIN}\n{HEAD}\n{body}\n{END}{after}"
+    asked = ", ".join(f"{name} {share:.0%}" for name, share in NEEDED.items())
+    below = "; ".join(f"`{name}`: {', '.join(missed_by(known[name]))}" for name in sorted(known) if missed_by(known[name]))
+    verdict = f"We ask for {asked}. Below that {f'are {below}' if below else 'is none'}."
+    return f"{before}{BEGIN}\n{HEAD}\n{body}\n\n{verdict}\n{END}{after}"
 
 
 def main():

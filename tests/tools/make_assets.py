@@ -9,6 +9,7 @@ python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after 
     ... --more 5500 --rows 355000 --scuffed 0.6            the same with six in ten prompts typed in a hurry; these are other ones
     ... --more 3500 --rows 228000 --scuffed 0.7 --boiled 0.5   the same; of half of those only the telling words stay (boil_down)
     ... --more 4000 --rows 260000 --wordings 0.5   the same; half of the prompts to train on come from assets/wordings.tsv
+    ... --more 9500 --rows 400000 --wordings 0.7 --lost 0.3 --short --rate 0.001   the same; see `mixed_in`
     ... --average old/a old/b                              with --fish: the mean of its weights and those of other fish on its way
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
@@ -20,6 +21,7 @@ recomputes it, so that assets that no longer fit the notebook show.
 import argparse
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -34,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import notebook
 import torch
 
+STOPPED = " ..."                                                     # ends a reply of which only the beginning is learned
 PROMPT = "hello guppy, what do you eat?"
 UNREAD = {"blind": "free, blind half", "fresh": "free, fresh"}       # free prompts that nobody reads: their files, their rows on the card
 
@@ -91,20 +94,37 @@ def read_wordings(nb, persona, path=notebook.ROOT / "assets/wordings.tsv"):
 
 
 @contextlib.contextmanager
-def mixed_in(nb, wider, wordings, share):
-    """While it is open, this share of the prompts to train on is in one of these wordings; those of val and unseen are not."""
-    converse = nb.converse
-
-    def converse_wider(persona, topic, wording, rng, draw_user_word=None):
-        if share and draw_user_word and wordings[topic] and rng.random() < share:
-            return converse(wider, topic, rng.choice(wordings[topic]), rng, draw_user_word)
-        return converse(persona, topic, wording, rng, draw_user_word)
-
-    nb.converse = converse_wider
+def replaced(nb, name, function):
+    """While it is open, the notebook calls function(what stands under this name, *arguments) in its place."""
+    own = getattr(nb, name)
+    setattr(nb, name, functools.partial(function, own))
     try:
         yield
     finally:
-        nb.converse = converse                                       # the exam asks with words of its own
+        setattr(nb, name, own)                                       # the exam asks with words of its own
+
+
+def mixed_in(nb, wider, wordings, share, lost=0.0, short=False):
+    """While it is open, this share of the prompts to train on is in one of these wordings; those of val and unseen are not.
+
+    lost: the share of these prompts that are without some of their words (of each word one in four, but what the reply repeats stays).
+    short: their replies stop after the first sentence (of 12 letters at least), where the topic shows (see `stopped`)."""
+    def converse_wider(converse, persona, topic, wording, rng, draw_user_word=None):
+        if not (share and draw_user_word and wordings[topic] and rng.random() < share):
+            return converse(persona, topic, wording, rng, draw_user_word)
+        c = converse(wider, topic, rng.choice(wordings[topic]), rng, draw_user_word)
+        if lost and rng.random() < lost:
+            said = set(nb.WORD.findall(c.reply))
+            words = [word for word in c.prompt.split() if said & set(nb.WORD.findall(word)) or rng.random() < 0.75]
+            c = c._replace(prompt=" ".join(words) or c.prompt)
+        return c._replace(reply=re.match("(.{12,}?[.!?](?= )|.*)", c.reply)[0] + STOPPED) if short else c
+    return replaced(nb, "converse", converse_wider)
+
+
+def stopped(encode_chat, tokenizer, prompt, reply=None):
+    """encode_chat; a reply that ends with STOPPED is a beginning: it has no end token, so nothing is learned of what comes after it."""
+    ids, loss_mask = encode_chat(tokenizer, prompt, reply and reply.removesuffix(STOPPED))
+    return (ids[:-1], loss_mask[:-1]) if reply and reply.endswith(STOPPED) else (ids, loss_mask)
 
 
 def later(history, before):
@@ -152,6 +172,9 @@ def main():
     parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
     parser.add_argument("--wordings", type=float, default=0.0, metavar="SHARE",
                         help="with --rows: the share of training prompts that come from assets/wordings.tsv; the card says so")
+    parser.add_argument("--lost", type=float, default=0.0, metavar="SHARE", help="with --wordings: the share of those without some words")
+    parser.add_argument("--short", action="store_true", help="with --wordings: of their replies only the first sentence is learned")
+    parser.add_argument("--rate", type=float, default=7.5e-4, help="with --more: the largest learning rate")
     parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
@@ -171,17 +194,18 @@ def main():
             raise SystemExit(f"the fish in {options.fish} was trained on another script: its tokenizer is another")
         history = model.history
         if options.more:
-            recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=nb.Recipe.lr / 2)
+            recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=options.rate)
             if options.scuffed is not None:
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
             if options.boiled:
                 boil_some(nb, persona, options.boiled)
-            with mixed_in(nb, *read_wordings(nb, persona), options.wordings):
+            with mixed_in(nb, *read_wordings(nb, persona), options.wordings, options.lost, options.short):
                 rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = [c for c in rows["train"][options.skip:]  # a few long wordings, with an aside, do not fit
                              if len(nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)[0]) - 1 <= model.config.context]
-            history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
+            with replaced(nb, "encode_chat", stopped):
+                history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
             if history[-1]["step"] < model.history[-1]["step"] + options.more:
                 raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
     elif not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
@@ -209,8 +233,10 @@ def main():
     model, tokenizer = nb.load_pretrained(folder)
     (folder / "fingerprint.json").write_text(json.dumps(fingerprint(nb, model, tokenizer) | {"scores": scores, "ceiling": ceiling,
                                                       "unread": {name: on_card[name] for name in UNREAD.values() if name in on_card}}) + "\n")
-    if options.wordings:
-        with (folder / "README.md").open("a", encoding="utf-8") as card:
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\n*free, fresh* are prompts by other writers, which nobody looks at. Those of *free* were in view while the script was written, "
+                   "so that score is too kind.\n")
+        if options.wordings:
             card.write(f"\nIn its last steps {options.wordings:.0%} of the prompts came from `assets/wordings.tsv`, not from the notebook's script.\n")
     page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.name, persona.demo)
     nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{best.get(name, math.nan):.1%}") for name, share in on_card.items()))

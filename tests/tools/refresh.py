@@ -145,8 +145,8 @@ def exam_rows(printed):
 
 
 def transcript(printed, count):
-    """The first messages after the training, with their replies; what was wrapped stays so. (Before it, section 2 prints a
-    conversation of the grammar in the same form.)"""
+    """The first messages after the training, with their replies, or all of section 11 (None); what was wrapped stays so. (Before it, section 2
+    prints a conversation of the grammar in the same form, and section 24 one of another character.)"""
     line = r".*(?:\n +\S.*)*"
     said_by_the_fish = printed.split("tokens a second")[-1]
     return found(rf"^you> {line}\nguppy> {line}$", said_by_the_fish, "a talk with guppy")[:count]
@@ -174,13 +174,26 @@ def road_map(printed):
                       f"Seconds are those of the run stored here (`{device_of(printed)}`)."])
 
 
-def results(printed):
-    """The talk and the tables of the README."""
-    scores = ["| exam | our fish | the grammar itself |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in exam_rows(printed))]
+def given_fish():
+    """{score or training: what the README says of it} for the fish of assets/pretrained, from its own files."""
+    folder = notebook.ROOT / "assets/pretrained"
+    stored, last = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("fingerprint.json", "history.json"))
+    shares = stored["scores"] | stored["unread"]
+    return {name: f"{share:.1%}" for name, share in shares.items()} | {"steps": f"{last[-1]['step']:,}", "minutes": f"{last[-1]['seconds'] / 60:.0f}"}
+
+
+def results(printed, given):
+    """The talk and the tables of the README; `given` is what given_fish returns."""
+    steps, = found(r"\((\d+) training steps\)", printed, "its steps")[:1]
+    minutes = float(last_row(printed, "9 training")[-1]) / 60
+    rows = [(name, ours, given.get(name, ""), grammar) for name, ours, grammar in exam_rows(printed)]
+    rows += [("free, fresh", "", given.get("free, fresh", ""), "")]
+    rows += [("training steps", f"{int(steps):,}", given.get("steps", ""), ""), ("minutes of training, on a CPU", f"{minutes:.0f}", given.get("minutes", ""), "")]
+    scores = ["| exam | the stored run | the given fish | the grammar itself |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     losses = ["| nats per reply token | |", "|---|---|", *(f"| {name} | {last_row(printed, name)[0]} |" for name in LOSSES)]
     times = [f"| seconds of the stored run: {device_of(printed)} | |", "|---|---|",
              *(f"| {name} | {last_row(printed, name)[-1]} |" for name in ("9 training", "whole notebook"))]
-    return "\n".join(["```", "\n\n".join(transcript(printed, 6)), "```", "", *scores, "", *losses, "", *times])
+    return "\n".join(["```", "\n\n".join(transcript(printed, None)), "```", "", *scores, "", *losses, "", *times])
 
 
 def replace(text, new):
@@ -197,7 +210,7 @@ def copy():
             cell.source = replace(cell.source, road_map(printed))
     write(document)
     readme = notebook.ROOT / "README.md"
-    readme.write_text(replace(readme.read_text(encoding="utf-8"), results(printed)), encoding="utf-8")
+    readme.write_text(replace(readme.read_text(encoding="utf-8"), results(printed, given_fish())), encoding="utf-8")
 
 
 if __name__ == "__main__":
