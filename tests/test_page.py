@@ -559,6 +559,9 @@ def test_conversation(page):
     assert page.locator("#chances li.said").count() == 1 and "100.0%" in page.locator("#chances").inner_text()
     page.get_by_label("temperature").fill("1.5")
     say(page, "tell me something")
+    shown, most_open = page.evaluate("[shown.t, openMoment(latest)]")
+    assert shown == most_open, "the panel rests where there was most to choose"
+    page.locator(".them .bubble").last.locator("i").nth(3).click()
     page.get_by_role("button", name="one token back").click()
     where = page.locator("#place").inner_text()
     page.get_by_role("button", name="one token back").click()
