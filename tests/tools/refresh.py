@@ -34,6 +34,14 @@ ROADS = {                                                            # section o
     "13 inside": ("a word of the user's", "where the fish looks while it repeats it"),
     "14 save": ("weights", "files that other programs read"),
 }
+ASKED = {                                                            # score -> what the README says of it
+    "seen": "in wordings that training may use",
+    "unseen": "in wordings kept out of training",
+    "free": "by writers who had not seen the script",
+    "free, fresh": "by other writers; nobody looks at these",
+    "copy": "repeats a word of no training text",
+    "new": "right, and no copy of a training reply",
+}
 LOSSES = ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself")
 
 
@@ -145,8 +153,8 @@ def exam_rows(printed):
 
 
 def transcript(printed, count):
-    """The first messages after the training, with their replies, or all of section 11 (None); what was wrapped stays so. (Before it, section 2
-    prints a conversation of the grammar in the same form, and section 24 one of another character.)"""
+    """The first messages after the training, with their replies; what was wrapped stays so. (Before it, section 2 prints a
+    conversation of the grammar in the same form.)"""
     line = r".*(?:\n +\S.*)*"
     said_by_the_fish = printed.split("tokens a second")[-1]
     return found(rf"^you> {line}\nguppy> {line}$", said_by_the_fish, "a talk with guppy")[:count]
@@ -187,13 +195,14 @@ def results(printed, given):
     steps, = found(r"\((\d+) training steps\)", printed, "its steps")[:1]
     minutes = float(last_row(printed, "9 training")[-1]) / 60
     rows = [(name, ours, given.get(name, ""), grammar) for name, ours, grammar in exam_rows(printed)]
-    rows += [("free, fresh", "", given.get("free, fresh", ""), "")]
+    rows.insert(1 + [name for name, *_ in rows].index("free"), ("free, fresh", "", given.get("free, fresh", ""), ""))
+    rows = [(f"*{name}*: {ASKED.get(name, '')}", *shares) for name, *shares in rows]
     rows += [("training steps", f"{int(steps):,}", given.get("steps", ""), ""), ("minutes of training, on a CPU", f"{minutes:.0f}", given.get("minutes", ""), "")]
-    scores = ["| exam | the stored run | the given fish | the grammar itself |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    losses = ["| nats per reply token | |", "|---|---|", *(f"| {name} | {last_row(printed, name)[0]} |" for name in LOSSES)]
+    scores = ["| right replies to questions | the stored run | the given fish | the grammar itself |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    losses = ["| surprise at the right next token, in nats; less is better | |", "|---|---|", *(f"| {name} | {last_row(printed, name)[0]} |" for name in LOSSES)]
     times = [f"| seconds of the stored run: {device_of(printed)} | |", "|---|---|",
              *(f"| {name} | {last_row(printed, name)[-1]} |" for name in ("9 training", "whole notebook"))]
-    return "\n".join(["```", "\n\n".join(transcript(printed, None)), "```", "", *scores, "", *losses, "", *times])
+    return "\n".join(["```", "\n\n".join(transcript(printed, 7)), "```", "", *scores, "", *losses, "", *times])
 
 
 def replace(text, new):
