@@ -37,6 +37,7 @@ import notebook
 import torch
 
 STOPPED = " ..."                                                     # ends a reply of which only the beginning is learned
+WORDINGS = notebook.ROOT / "assets/wordings.tsv"
 PROMPT = "hello guppy, what do you eat?"
 UNREAD = {"blind": "free, blind half", "fresh": "free, fresh"}       # free prompts that nobody reads: their files, their rows on the card
 
@@ -78,18 +79,19 @@ def boil_some(nb, persona, boiled):
     nb.scuff = scuff_or_boil
 
 
-def read_wordings(nb, persona, path=notebook.ROOT / "assets/wordings.tsv"):
-    """(persona that also knows the wordings of a file, {topic: its wordings}). Each line is a topic, a tab and a wording in the
+def read_wordings(nb, persona, *paths):
+    """(persona that also knows the wordings of these files, {topic: its wordings}). Each line is a topic, a tab and a wording in the
     notation of the script. It has the replies of the topic's first wording with the same slots. Raises ValueError where there is none."""
     wider, wordings = copy.deepcopy(persona), {name: [] for name in persona.topics}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, wording = line.partition("\t")
-        own = persona.topics[name].own if wording and name in wordings else {}
-        like = next((text for text in own if re.findall(nb.SLOT, text) == re.findall(nb.SLOT, wording)), None)
-        if like is None:
-            raise ValueError(f"{path.name}, line {number}: {name!r} has no wording with the slots of {wording!r}")
-        wider.topics[name].own[wording] = own[like]
-        wordings[name].append(wording)
+    for path in paths or (WORDINGS,):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            name, _, wording = line.partition("\t")
+            own = persona.topics[name].own if wording and name in wordings else {}
+            like = next((text for text in own if re.findall(nb.SLOT, text) == re.findall(nb.SLOT, wording)), None)
+            if like is None:
+                raise ValueError(f"{path.name}, line {number}: {name!r} has no wording with the slots of {wording!r}")
+            wider.topics[name].own[wording] = own[like]
+            wordings[name].append(wording)
     return wider, wordings
 
 
@@ -172,6 +174,7 @@ def main():
     parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
     parser.add_argument("--wordings", type=float, default=0.0, metavar="SHARE",
                         help="with --rows: the share of training prompts that come from assets/wordings.tsv; the card says so")
+    parser.add_argument("--source", type=Path, nargs="+", default=[WORDINGS], metavar="FILE", help="with --wordings: their files")
     parser.add_argument("--lost", type=float, default=0.0, metavar="SHARE", help="with --wordings: the share of those without some words")
     parser.add_argument("--short", action="store_true", help="with --wordings: of their replies only the first sentence is learned")
     parser.add_argument("--rate", type=float, default=7.5e-4, help="with --more: the largest learning rate")
@@ -199,7 +202,7 @@ def main():
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
             if options.boiled:
                 boil_some(nb, persona, options.boiled)
-            with mixed_in(nb, *read_wordings(nb, persona), options.wordings, options.lost, options.short):
+            with mixed_in(nb, *read_wordings(nb, persona, *options.source), options.wordings, options.lost, options.short):
                 rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = [c for c in rows["train"][options.skip:]  # a few long wordings, with an aside, do not fit
@@ -237,7 +240,7 @@ def main():
         card.write("\n*free, fresh* are prompts by other writers, which nobody looks at. Those of *free* were in view while the script was written, "
                    "so that score is too kind.\n")
         if options.wordings:
-            card.write(f"\nIn its last steps {options.wordings:.0%} of the prompts came from `assets/wordings.tsv`, not from the notebook's script.\n")
+            card.write(f"\nIn its last steps {options.wordings:.0%} of the prompts came from `assets/{'`, `assets/'.join(path.name for path in options.source)}`, not from the notebook's script.\n")
     page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.name, persona.demo)
     nb.show_table(("score", "model", "grammar"), *((name, f"{share:.1%}", f"{best.get(name, math.nan):.1%}") for name, share in on_card.items()))
     nb.show_table(("file", "bytes"), *((path.name, path.stat().st_size) for path in [*sorted(folder.glob("[!.]*")), page]))
