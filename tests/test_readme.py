@@ -82,15 +82,25 @@ def test_numbers_are_those_of_the_stored_run():
 
 
 def test_what_the_text_says_of_the_stored_run():
-    """Three sentences name a result in words; a new run may prove them wrong."""
+    """Some sentences name a result in words; a new run may prove them wrong."""
     text = "\n".join(cell["text"] for cell in notebook.cells())
     score = {name: float(share.rstrip("%")) for name, share, _ in refresh.exam_rows(notebook.printed())}
     assert "In the stored run *seen* and *unseen* lie closer than that" in text and abs(score["seen"] - score["unseen"]) < 5
     assert "*free* lies much\nlower" in text and score["free"] < min(score["seen"], score["unseen"]) - 10
+    grammar = {name: float(share.rstrip("%")) for name, _, share in refresh.exam_rows(notebook.printed())}
+    assert "*new* lies near the value of the grammar" in text and abs(score["new"] - grammar["new"]) < 5
     assert "In the stored run both are so" in text
     best, others = ([float(share.rstrip("%")) for share in refresh.last_row(notebook.printed(), name)[:2]] for name in ("the best four", "four others"))
     assert others[0] - best[0] > 5, "the pieces suffer more from the loss of the best"
     assert others[0] - best[0] > others[1] - best[1], "and more than the other tokens do"
+
+
+def test_what_the_text_says_of_the_words_at_one_place(nb, persona):
+    """Section 10 shows what may come behind *i could eat it*, and says which words the script allows there."""
+    text = "\n".join(cell["text"] for cell in notebook.cells())
+    assert "`@how`, holds eleven words" in text and len(persona.pools["how"]) == 11
+    reply = "i love chocolate, whatever it is. i could eat it slowly behind the big rock."
+    assert reply in notebook.printed().replace("\n       ", " ") and "slowly" in persona.pools["how"]
 
 
 def test_the_benchmark_table_is_that_of_the_stored_curves():
