@@ -1,4 +1,5 @@
 """The site: built from what is stored, opened from the disk in a real Chromium, with the network cut off."""
+import base64
 import functools
 import http.server
 import io
@@ -345,6 +346,8 @@ def test_the_picture_is_light_and_shown():
     path = notebook.ROOT / "assets/page.png"
     assert path.stat().st_size <= screenshot.LIMIT and min(Image.open(path).size) >= 600
     assert "](assets/page.png)" in (notebook.ROOT / "README.md").read_text(encoding="utf-8")
+    attached = [cell["attachments"]["page.png"]["image/png"] for cell in notebook.cells() if "page.png" in cell.get("attachments", {})]
+    assert [base64.b64decode(text) for text in attached] == [path.read_bytes()], "the notebook shows another one: screenshot.py writes both"
 
 
 def test_a_picture_is_made_small_or_refused(tmp_path):

@@ -1,13 +1,15 @@
-"""Take the picture of the page that the README shows: a question, its reply, and what the page says about it.
+"""Take the picture of the page that README and notebook show: a question, its reply, and what the page says about it.
 
-python tests/tools/screenshot.py                         assets/page.png, from assets/guppy.html
+python tests/tools/screenshot.py                         assets/page.png, from assets/guppy.html; it is attached to section 25, too
 python tests/tools/screenshot.py --say "are you a shark?" --seed 3 --tab Chances --page out/guppy.html --out out/page.png
 
 It drives a real Chromium, without a network. The dice of the page are seeded, so that the same page gives the same picture. If the reply
 repeats the last word of the question, the second piece of that word is picked, for there one sees where the fish looks.
 """
 import argparse
+import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Error, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PICTURE = ROOT / "assets/page.png"
 LIMIT = 200_000
 DICE = """(() => { let state = SEED; Math.random = () => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return state / 2 ** 32; }; })();"""
 
@@ -92,10 +95,18 @@ def picture(path, text, size, seed, tab):
     return png, reply
 
 
+def attach(png, path):
+    """Put the picture into the notebook, where a cell shows it: Colab has no file beside the notebook."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    cell = next(cell for cell in document["cells"] if "(attachment:page.png)" in cell["source"])
+    cell["attachments"] = {"page.png": {"image/png": base64.b64encode(png).decode()}}
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=ROOT / "assets/guppy.html")
-    parser.add_argument("--out", type=Path, default=ROOT / "assets/page.png")
+    parser.add_argument("--out", type=Path, default=PICTURE)
     parser.add_argument("--say", default="my name is Zorblina")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tab", default="Looked at", help="what the panel of the page shows")
@@ -111,6 +122,8 @@ def main(arguments=None):
     unfinished = options.out.with_name(f".{options.out.name}")
     unfinished.write_bytes(packed)
     os.replace(unfinished, options.out)
+    if options.out == PICTURE:
+        attach(packed, ROOT / "guppylm.ipynb")
     print(f"you>   {options.say}\nfish>  {reply}\n{len(packed):,} bytes  {options.out}")
 
 
