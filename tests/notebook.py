@@ -70,7 +70,8 @@ def own_character(guppy, path, train):
     folder = guppy.OUT / f"{path.stem}-small"
     folder.parent.mkdir(parents=True, exist_ok=True)
     model, tokenizer, _ = guppy.voice(path, n=20_000)
-    guppy.save_pretrained(model, tokenizer, folder, name=persona.name)
+    guppy.keep_better(folder, model.history, tokenizer)
+    guppy.save_pretrained(model, tokenizer, folder, model.history, name=persona.name)
     print(f"\nsaved in {folder}; to chat again: python tests/notebook.py {folder}\n")
     guppy.chat_loop(model, tokenizer, persona.name)
 
@@ -87,6 +88,10 @@ def name_of(fish):
 def main():
     words = [word for word in sys.argv[1:] if word != "--train"]
     fish = words[0] if words else ASSETS
+    if len(words) > 1 or ("--train" in sys.argv and not str(fish).endswith(".txt")):
+        sys.exit(__doc__.split("\n\n")[-1])
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")                      # a terminal may send half a letter
     guppy = load()
     try:
         if str(fish).endswith(".txt"):

@@ -306,6 +306,14 @@ FAULTS = {
     "ways to ask without a matter": ("# hello: hello", "@on = so * | what of *\n# hello: hello @on", "line 7: @on holds ways to ask"),
     "ways to ask in an answer": ("# hello: hello | good day | are you in\n< hi.", "@on = so * | what of *\n# hello: hello | good day | are you in\n< hi @on.",
                                  "line 8: @on holds ways to ask"),
+    "a bar in a pool without spaces": ("peas | rice", "peas|rice", "line 4: 'peas|rice': .* a bar between two of them has a space on both sides"),
+    "a plus sign without a space": ("yes. + have", "yes. +have", "line 7: a plus sign between two sentences has a space"),
+    "an indented topic": ("# who", "  # who", "line 8: '# who: .* is indented"),
+    "an indented answer": ("< hi @name.", "  < hi @name.", "line 9: '< hi @name.' is indented"),
+    "an indented pool": ("@name*", " @name*", "line 5: .* is indented"),
+    "an indented remark": ("< hi @name.", "  // now\n< hi @name.", "line 9: '// now' is indented"),
+    "a bar between demo prompts": ("@food =", "! demo hello|good day\n@food =", "line 4: a bar between two prompts"),
+    "a head line that stands twice": ("@food =", "! demo hello\n! demo good day\n@food =", "line 5: ! demo stands twice"),
     "a remark that is continued": ("# who", "// now\n who\n# who", "line 9: .* that is a remark"),
 }
 
@@ -316,6 +324,18 @@ def test_linter_names_the_fault(nb, old, new, message):
     assert old in GOOD
     with pytest.raises(ValueError, match=message):
         nb.parse_persona(GOOD.replace(old, new, 1))
+
+
+def test_the_head_holds_for_lines_above_it(nb):
+    below = GOOD.removeprefix(HEAD) + HEAD
+    nb.parse_persona(below)
+    with pytest.raises(ValueError, match="line 6: 'í' is not in the alphabet"):
+        nb.parse_persona(below.replace("< hi.", "< hí."))
+
+
+def test_a_plus_sign_of_the_alphabet(nb):
+    plus = GOOD.replace("?.,", "?.,+").replace("< hi.", "< c++ is hard.")
+    assert nb.log_prob(nb.parse_persona(plus), "hello", "hello", "c++ is hard. have peas.") > -math.inf
 
 
 def test_wordings_called_like_our_own_tables(nb):

@@ -101,10 +101,28 @@ def test_the_chat_template(nb, saved, fish):
     assert reads.apply_chat_template(chat, return_dict=True)["input_ids"] == nb.encode_chat(tokenizer, "hello", "Blub.")[0]
     later = reads.apply_chat_template([*chat, {"role": "user", "content": "And now?"}], add_generation_prompt=True, return_dict=True)["input_ids"]
     assert later == nb.encode_chat(tokenizer, "and now?")[0], "each message stands alone"
+    for text in ("مُحَمَّد", "مـرحبا", "\u200fhi\u200e", "\u2018x\u2019 \u201cY\u201d"):
+        ids = reads.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert ids == nb.encode_chat(tokenizer, nb.normalise(text))[0], "what few people type is left out, as in the notebook"
     for text in ("<|im_end|>hi<pad>", "<|IM_END|>hi", "<<pad>pad>hi", "<|im_<|im_end|>end|>", "<|im_start|>user\nhi"):
         for chat in ([{"role": "user", "content": text}], [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}]):
             ids = reads.apply_chat_template(chat, return_dict=True)["input_ids"]
             assert ids.count(nb.START) == ids.count(nb.END) == len(chat) and nb.PAD not in ids, "no text holds a control token"
+
+
+def test_a_download_that_is_saved_and_loaded_stays_somebody_elses(nb, fish, tmp_path):
+    model, tokenizer = fish
+    for n, source in enumerate(("you/your-fish", "https://example.org/fish")):
+        theirs = deepcopy(model)
+        theirs.source = source
+        for folder in (tmp_path / f"{n}-once", tmp_path / f"{n}-twice"):
+            nb.save_pretrained(theirs, tokenizer, folder)
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            assert f"those of {source}" in card and "license: mit" not in card
+            theirs, _ = nb.load_pretrained(folder)
+            assert theirs.source == source
+    nb.save_pretrained(model, tokenizer, tmp_path / "own")
+    assert nb.load_pretrained(tmp_path / "own")[0].source is None
 
 
 def test_load_gives_back_what_was_saved(nb, fish, saved, tmp_path):
@@ -579,6 +597,10 @@ def test_chat_in_the_terminal_within_a_minute(monkeypatch):
     started = time.time()
     run = subprocess.run([sys.executable, command], cwd=notebook.ROOT, input="Hello Guppy!\nare you hungry?\n\nnot this\n", capture_output=True, text=True)
     assert run.returncode == 0 and len(re.findall(r"guppy> [a-z]", run.stdout)) == 2 and time.time() - started < 60, run.stderr[-1_000:]
+    for words in (["assets/pretrained", "--trian"], ["--train"], ["my.txt", "--trian"]):
+        monkeypatch.setattr(sys, "argv", ["notebook.py", *words])
+        with pytest.raises(SystemExit, match="python tests/notebook.py my.txt --train"):
+            notebook.main()
     monkeypatch.setattr(sys, "argv", ["notebook.py", "no such fish"])
     with pytest.raises(SystemExit, match="no such fish is no folder"):
         notebook.main()
@@ -695,6 +717,19 @@ def test_the_mean_of_several_fish(given, nb):
     assert all(torch.allclose(mean.state_dict()[name], 2 * weight) for name, weight in fish.state_dict().items())
     with pytest.raises(ValueError, match="the same tokenizer"):
         make_assets.mean_of(fish, [(thrice, nb.BPETokenizer(list(given[1].merges)[:10]))], given[1])
+
+
+@pytest.mark.parametrize("options,fault", [
+    ("--more 1500", "go with --fish"), ("--average old", "go with --fish"), ("--wordings 0.5", "go with --fish"),
+    ("--fish old --rows 100000", "go with --more"), ("--fish old --lost 0.3", "go with --more"),
+    ("--fish old --more 10 --wordings 50", "from 0 to 1"), ("--fish old --more 10 --rows 7000 --skip 2000", "next to nothing")])
+def test_options_that_say_nothing(options, fault, monkeypatch, capsys):
+    """Without a word they would train for an hour, and write over the fish of the repository."""
+    monkeypatch.setattr(sys, "argv", ["make_assets.py", *options.split()])
+    monkeypatch.setattr(notebook, "load", lambda: pytest.fail("it goes on"))
+    with pytest.raises(SystemExit):
+        make_assets.main()
+    assert fault in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(notebook.ROOT.glob("assets/wordings*.tsv")), ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """What README and section 0 say of a run is what the stored run printed, and the tool that writes it there can be trusted."""
 import base64
 import io
+import json
 import re
 
 import benchmark
@@ -101,6 +102,17 @@ def test_what_the_text_says_of_the_words_at_one_place(nb, persona):
     assert "`@how`, holds eleven words" in text and len(persona.pools["how"]) == 11
     reply = "i love chocolate, whatever it is. i could eat it slowly behind the big rock."
     assert reply in notebook.printed().replace("\n       ", " ") and "slowly" in persona.pools["how"]
+
+
+def test_what_was_edited_during_the_run_stays(tmp_path, monkeypatch):
+    """The run lasts an hour, and somebody may save the notebook in it."""
+    path = tmp_path / "some.ipynb"
+    path.write_text(json.dumps(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("before")])))
+    monkeypatch.setattr(notebook, "PATH", path)
+    monkeypatch.setattr(refresh.NotebookClient, "execute", lambda client: path.write_text(path.read_text().replace("before", "edited")))
+    with pytest.raises(SystemExit, match="edited during the run .* the run is in some.run.ipynb"):
+        refresh.run()
+    assert "edited" in path.read_text() and "before" in (tmp_path / "some.run.ipynb").read_text()
 
 
 def test_the_benchmark_table_is_that_of_the_stored_curves():

@@ -571,6 +571,11 @@ def test_a_better_fish_is_kept(nb, few, tmp_path, monkeypatch, capsys):
     (folder / "history.json").write_text("{")
     nb.keep_better(folder, [])
     assert folder.exists() and capsys.readouterr().out.count("it is kept as") == 2
+    nb.save_pretrained(model, tokenizer, folder, entries(20))
+    nb.keep_better(folder, entries(20), tokenizer)
+    assert folder.exists() and not capsys.readouterr().out, "the same character with as many steps"
+    nb.keep_better(folder, entries(20), nb.BPETokenizer.train(["other words, other words"], 262))
+    assert not folder.exists() and "another fish of 20 steps: it is kept as" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_nan_ends_the_run_with_the_last_good_weights(nb, few, tmp_path, monkeypatch, capsys):

@@ -86,8 +86,7 @@ def main():
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--pages", type=Path, metavar="FOLDER")
     asked = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    with_rows(text, {})                                              # a fault here is better now than after an hour
+    with_rows(README.read_text(encoding="utf-8"), {})                # a fault here is better now than after an hour
     nb = notebook.load()
     rows, missed = {}, []
     for path in asked.scripts or gallery():
@@ -96,7 +95,7 @@ def main():
         missed += [f"{path.name}: {name} is {scores[name]:.1%}, and {share:.0%} is needed" for name, share in NEEDED.items() if not scores[name] >= share]
     print("", HEAD, *rows.values(), sep="\n")
     if asked.steps == STEPS:
-        README.write_text(with_rows(text, rows), encoding="utf-8")
+        README.write_text(with_rows(README.read_text(encoding="utf-8"), rows), encoding="utf-8")     # it may have been edited since
         print(f"\nwritten into {README}")
     sys.exit("\n".join(missed) or None)
 

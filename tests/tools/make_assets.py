@@ -55,6 +55,10 @@ def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_of_weights(model):
+    return hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in model.state_dict().values())).hexdigest()[:12]
+
+
 def boil_down(nb, prompt, reply, common, fillers, made_up, rng):
     """The words of a prompt that tell its topic, or some of them, in any order, between words that tell none.
 
@@ -162,6 +166,18 @@ def examine_unread(nb, model, tokenizer, persona, which):
             for texts in (replies, [conversation.reply for _, _, conversation in questions])]
 
 
+def refuse(parser, options):
+    """Options that would say nothing, or something else than they seem to."""
+    if options.skip > options.rows - 6_000:
+        parser.error(f"--skip {options.skip} leaves next to nothing of --rows {options.rows}")
+    if (options.more or options.average or options.wordings) and not options.fish:
+        parser.error("--more, --average and --wordings go with --fish")
+    if not options.more and (options.rows != 60_000 or options.skip or options.scuffed is not None or options.boiled or options.lost or options.short):
+        parser.error("--rows, --skip, --scuffed, --boiled, --lost and --short go with --more")
+    if not all(0 <= share <= 1 for share in (options.scuffed or 0, options.boiled, options.wordings, options.lost)):
+        parser.error("a SHARE is a number from 0 to 1")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4_000)
@@ -182,8 +198,7 @@ def main():
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
-    if options.skip > options.rows - 6_000:
-        parser.error(f"--skip {options.skip} leaves next to nothing of --rows {options.rows}")
+    refuse(parser, options)
     nb = notebook.load()
     persona = nb.parse_persona(nb.GUPPY)
     dataset = nb.make_dataset(persona, 60_000, nb.SEED)
@@ -207,10 +222,14 @@ def main():
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             rows["train"] = [c for c in rows["train"][options.skip:]  # a few long wordings, with an aside, do not fit
                              if len(nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)[0]) - 1 <= model.config.context]
+            raw = nb.OUT / f"more-{digest_of_weights(model)}"        # another fish's checkpoint is none of ours
             with replaced(nb, "encode_chat", stopped):
-                history = history + later(nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, nb.OUT), history)
-            if history[-1]["step"] < model.history[-1]["step"] + options.more:
+                more = nb.train(model.to(nb.DEVICE), tokenizer, rows, recipe, persona.demo, raw)
+            if not more or more[-1]["step"] < options.more:
                 raise SystemExit("the training was cut short; run the same command again, it goes on from its checkpoint")
+            history = history + later(more, history)
+            nb.save_pretrained(model, tokenizer, raw, history)
+            print(f"the trained fish is in {raw}; should its exam be cut short, go on with --fish {raw} without --more", flush=True)
     elif not options.again and (raw / "made_of.json").exists() and (raw / "made_of.json").read_text() == made_of:
         model, _ = nb.load_pretrained(raw)
         history = model.history

@@ -48,6 +48,7 @@ LOSSES = ("uniform: every token alike", "bigram: after the one before", "our mod
 # ---- the run ----
 
 def run():
+    before = notebook.PATH.read_bytes()
     document = nbformat.read(notebook.PATH, as_version=4)
     client = NotebookClient(document, timeout=None, resources={"metadata": {"path": str(notebook.ROOT)}})
     client.on_cell_start = tell = Progress()
@@ -58,6 +59,10 @@ def run():
         if cell.cell_type == "code":
             cell.outputs = clean(cell.outputs)
     document.metadata.pop("widgets", None)
+    if notebook.PATH.read_bytes() != before:
+        aside = notebook.PATH.with_suffix(".run.ipynb")
+        write(document, aside)
+        raise SystemExit(f"{notebook.PATH.name} was edited during the run and stays as it is; the run is in {aside.name}")
     write(document)
     print(f"{notebook.PATH.name} has {notebook.PATH.stat().st_size:,} bytes")
 
@@ -121,9 +126,9 @@ def few_colours(png, colours=64):
     return min(small.getvalue(), png, key=len)
 
 
-def write(document):
+def write(document, path=None):
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-    notebook.PATH.write_text(text, encoding="utf-8")
+    (path or notebook.PATH).write_text(text, encoding="utf-8")
 
 
 # ---- what it printed ----
