@@ -90,10 +90,15 @@ def test_what_the_text_says_of_the_stored_run():
     assert "*free* lies much\nlower" in text and score["free"] < min(score["seen"], score["unseen"]) - 10
     grammar = {name: float(share.rstrip("%")) for name, _, share in refresh.exam_rows(notebook.printed())}
     assert "*new* lies near the value of the grammar" in text and abs(score["new"] - grammar["new"]) < 5
-    assert "In the stored run both are so" in text
+    assert "In the stored run both hold" in text
     best, others = ([float(share.rstrip("%")) for share in refresh.last_row(notebook.printed(), name)[:2]] for name in ("the best four", "four others"))
     assert others[0] - best[0] > 5, "the pieces suffer more from the loss of the best"
     assert others[0] - best[0] > others[1] - best[1], "and more than the other tokens do"
+    settled = {name: int(number) for name, number in re.findall(r"^(the embedding|block \d) +(\d+)$", notebook.printed(), re.M)}
+    assert "In the stored run most of them settle after the very first block" in text and settled["block 0"] > sum(settled.values()) / 2
+    table = re.search(r"^score +32 bits  8 bits\n((?:\S.*%\n)+)", notebook.printed(), re.M)[1]
+    rounded = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in table.splitlines()]
+    assert "no score moves by more than two points" in text and max(abs(a - b) for a, b in rounded) <= 2 and len(rounded) == 5
 
 
 def test_what_the_text_says_of_the_words_at_one_place(nb, persona):
@@ -102,6 +107,13 @@ def test_what_the_text_says_of_the_words_at_one_place(nb, persona):
     assert "`@how`, holds eleven words" in text and len(persona.pools["how"]) == 11
     reply = "i love chocolate, whatever it is. i could eat it slowly behind the big rock."
     assert reply in notebook.printed().replace("\n       ", " ") and "slowly" in persona.pools["how"]
+
+
+def test_the_settings_of_the_readme_are_those_of_the_notebook():
+    code = "\n".join(cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code")
+    assert 'STEPS = 20 if SMOKE else 4_000 if LONG else 1_800 if PRECISION == "bfloat16" else 900' in code and 'LONG = PRESET == "full" or DEVICE == "cuda"' in code
+    assert "`auto`: 4,000 steps on an NVIDIA GPU, 1,800 on a CPU that multiplies `bfloat16` in hardware, else 900. `full`: 4,000 everywhere" in README
+    assert set(re.findall(r"GUPPY_[A-Z]+", README)) == set(re.findall(r"GUPPY_[A-Z]+", code)), "each is explained, and there is no other"
 
 
 def test_what_was_edited_during_the_run_stays(tmp_path, monkeypatch):
