@@ -56,7 +56,7 @@ def draw(nb, model, tokenizer):
         vector = model.tok_emb.weight[token, :12].detach()[None]
         axis.imshow(vector, cmap="coolwarm", extent=(7.6, 9.8, y - 0.22, y + 0.22), aspect="auto", vmin=-0.15, vmax=0.15)
     arrow(5.55)
-    arrow(6.95)
+    arrow(7.1)
     arrow(10.0)
     title(11.7, "six blocks")
     axis.text(11.7, 3.1, "transformer\n\nattention\nlooks back\n\nfeed-forward\nthinks", bbox={"boxstyle": "round,pad=.6", "facecolor": "#fff3e6", "edgecolor": ORANGE}, **label)
