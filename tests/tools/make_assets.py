@@ -29,7 +29,7 @@ import random
 import re
 import sys
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -86,7 +86,8 @@ def boil_some(nb, persona, boiled):
 def read_wordings(nb, persona, *paths):
     """(persona that also knows the wordings of these files, {topic: its wordings}). Each line is a topic, a tab and a wording in the
     notation of the script. It has the replies of the topic's first wording with the same slots. Raises ValueError where there is none."""
-    wider, wordings = copy.deepcopy(persona), {name: [] for name in persona.topics}
+    wider, wordings = copy.copy(persona), {name: [] for name in persona.topics}
+    wider.topics = {name: replace(topic, own=dict(topic.own), index={}) for name, topic in persona.topics.items()}
     for path in paths or (WORDINGS,):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             name, _, wording = line.partition("\t")
