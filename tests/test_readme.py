@@ -130,7 +130,9 @@ def test_what_was_edited_during_the_run_stays(tmp_path, monkeypatch):
 def test_the_benchmark_table_is_that_of_the_stored_curves():
     curves = benchmark.read_curves(notebook.ROOT / "assets/benchmark.csv")
     assert benchmark.markdown(curves) in README
-    assert curves["reference"][-1]["step"] == 1_500 and len(curves["ours"]) >= 20
+    assert curves["reference"][-1]["step"] == 1_500 and curves["ours"][-1]["step"] == 450 and len(curves["ours"]) >= 9
+    ratios = [float(ratio) for ratio in re.findall(r"\| ([\d.]+) \|$", benchmark.markdown(curves), re.M)]
+    assert "in between a quarter and a half of the time" in README and len(ratios) == 6 and all(2 <= ratio <= 4 for ratio in ratios)
 
 
 # ---- refresh ----
