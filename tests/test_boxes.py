@@ -223,8 +223,9 @@ def test_copy_cases_and_their_scores(nb, small):
     for case in cases:
         with torch.no_grad():
             likeliest = model(torch.tensor([case.ids]))[0].argmax(-1)
-        right += [int(likeliest[case.target + i - 1]) == case.ids[case.source + i] for i in range(case.pieces)]
-    assert nb.pieces_right(model, cases) == pytest.approx(sum(right) / len(right))
+        right.append([int(likeliest[case.target + i - 1]) == case.ids[case.source + i] for i in range(case.pieces)])
+    later = [hit for hits in right for hit in hits[1:]]
+    assert nb.pieces_right(model, cases) == pytest.approx((sum(hits[0] for hits in right) / len(right), sum(later) / len(later)))
     assert nb.copy_cases(tokenizer, [question for question in questions if question[1] is None]) == []
     assert nb.copy_cases(tokenizer, questions, context=5) == [], "rows that do not fit are left out"
     right = []                                                       # the rest of the same replies: what the loss counts, without the word
@@ -248,7 +249,8 @@ def test_the_word_and_the_rest_of_its_reply_are_told_apart(nb, small):
         model.eval, model.device = lambda: model, "cpu"
         return model
 
-    for knows, pieces, others in ((lambda t: t not in word, 0, 1), (lambda t: t in word, 1, 0), (lambda t: True, 1, 1)):
+    for knows, pieces, others in ((lambda t: t not in word, (0, 0), 1), (lambda t: t in word, (1, 1), 0), (lambda t: True, (1, 1), 1),
+                                  (lambda t: t == word[0], (1, 0), 0), (lambda t: t in word[1:], (0, 1), 0)):
         assert nb.pieces_right(oracle(knows), [case]) == pieces and nb.others_right(oracle(knows), tokenizer, [case]) == others
 
 
@@ -269,6 +271,24 @@ def test_a_planted_copying_head_is_found(nb, small):
     where, scores = nb.find_copying_head(model, [case])
     hook.remove()
     assert where == (1, 3) and scores[1, 3] == 1
+
+
+def test_a_planted_head_that_looks_one_back_is_found(nb, small):
+    persona, dataset, tokenizer = small
+    cases = nb.copy_cases(tokenizer, nb.exam_questions(persona, dataset, 60))[:5]
+    model = fresh_model(nb, 17, std=0.02, vocab_size=tokenizer.vocab_size, context=128)
+
+    def one_back(module, inputs, attention):
+        planted = attention.clone()
+        planted[:, 2] = torch.eye(attention.shape[-1]).roll(-1, 1)   # row t looks at t - 1
+        return planted
+
+    hook = model.blocks[0].attn.dropout.register_forward_hook(one_back)
+    back = nb.looks_one_back(model, cases)
+    hook.remove()
+    assert back.shape == (3, 4) and back[0, 2] == 1
+    others = [back[layer, head] for layer in range(3) for head in range(4) if (layer, head) != (0, 2)]
+    assert max(others) < 0.5
 
 
 def test_on_a_plane(nb):

@@ -2,6 +2,7 @@
 import math
 import random
 import zlib
+from collections import Counter
 
 import notebook
 import pytest
@@ -44,6 +45,22 @@ def test_exam_of_a_persona_without_words_to_copy(nb):
     questions = nb.exam_questions(persona, dataset, 30)
     scores, passed = nb.grade(persona, dataset, questions, [c.reply for _, _, c in questions])
     assert scores["seen"] == scores["unseen"] == 1 and math.isnan(scores["copy"]) and all(passed)
+
+
+def test_kinds_of_failure(nb, persona, dataset):
+    """Another topic's reply, a word that comes back as others, a sentence that nobody says: each is called by its name."""
+    def kinds(asked):
+        return Counter(nb.kind_of_failure(persona, question, reply) for question, reply in asked)
+
+    questions = nb.exam_questions(persona, dataset, 80)
+    copying = [question for question in questions if question[0] == "copy"]
+    one = [(question, question[2].reply.replace(question[1], "zorblit")) for question in copying]
+    two = [(question, question[2].reply.replace(question[1], "zorblit", 1).replace(question[1], "borz")) for question in copying]
+    assert kinds(one) == kinds(two) == {"another word": 80}
+    plain = [question for question in questions if question[0] == "seen" and question[2].topic not in {q[2].topic for q in copying}]
+    swapped = [(a, b[2].reply) for a, b in zip(plain, plain[1:]) if a[2].topic != b[2].topic]
+    assert len(swapped) > 30 and kinds(swapped) == {"another topic": len(swapped)}
+    assert kinds((question, question[2].reply + " blub.") for question in plain) == {"said by none": len(plain)}
 
 
 def test_the_copy_exam_of_guppy(nb, persona, dataset):

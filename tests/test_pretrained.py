@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import make_assets
+import measure
 import notebook
 import pytest
 import torch
@@ -722,6 +724,7 @@ def test_the_mean_of_several_fish(given, nb):
 @pytest.mark.parametrize("options,fault", [
     ("--more 1500", "go with --fish"), ("--average old", "go with --fish"), ("--wordings 0.5", "go with --fish"),
     ("--fish old --rows 100000", "go with --more"), ("--fish old --lost 0.3", "go with --more"),
+    ("--fish old --joined 0.5", "go with --more"), ("--fish old --copying 2", "go with --more"), ("--fish old --more 10 --copying 0.5", "1 or more"),
     ("--fish old --more 10 --wordings 50", "from 0 to 1"), ("--fish old --more 10 --rows 7000 --skip 2000", "next to nothing")])
 def test_options_that_say_nothing(options, fault, monkeypatch, capsys):
     """Without a word they would train for an hour, and write over the fish of the repository."""
@@ -784,6 +787,29 @@ def test_first_sentences_alone(nb, given, persona):
     assert nb.encode_chat(tokenizer, "hi", beginning)[0][-1] == nb.END, "outside, nothing has changed"
     names = [c for c in short if c.topic == "name" and re.search(r"\bhello (\w+)[,!]", c.reply)]
     assert len(names) > 5 and all(re.search(r"\bhello (\w+)[,!]", c.reply)[1] in c.prompt for c in names)
+
+
+def test_joined_words_and_more_copying(nb, persona):
+    """--joined and --copying: half of the made-up words are two halves of known ones; what repeats a word comes more often."""
+    before = nb.make_dataset(persona, 5_000)
+    wider, wordings = make_assets.read_wordings(nb, persona)
+    known = {word for texts in wordings.values() for text in texts for word in nb.plain(text).split()}
+    with make_assets.joined_words(nb, persona, wordings, 1.0):
+        words = [nb.make_up(["blender"], random.Random(seed)) for seed in range(400)]
+        after = nb.make_dataset(persona, 5_000)
+    assert after["val"] == before["val"] and after["unseen"] == before["unseen"] and after["train"] != before["train"]
+    joined = [word for word in words if any(word[:i] == known_word[:i] for known_word in known for i in range(2, len(word)))]
+    assert len(joined) > 360 and max(map(len, words)) <= 14
+    held_out = {word for words in persona.held_out_words.values() for word in words}
+    assert not set(words) & (held_out | set(measure.WORDS))
+    with make_assets.joined_words(nb, persona, wordings, 0.0):
+        assert nb.make_dataset(persona, 5_000) != after
+    rows = nb.make_dataset(persona, 13_000)["train"]
+    kept = make_assets.more_copying(nb, rows, 2, random.Random(0))
+    copying = [c for c in rows if c.topic == "human_things"]
+    assert 0.5 < len(kept) / len(rows) < 0.75
+    assert sum(c.topic == "human_things" for c in kept) > 0.95 * len(copying), "nothing that repeats is left out"
+    assert 0.4 < sum(c.topic == "bubbles" for c in kept) / sum(c.topic == "bubbles" for c in rows) < 0.6
 
 
 def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):

@@ -10,6 +10,7 @@ python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after 
     ... --more 3500 --rows 228000 --scuffed 0.7 --boiled 0.5   the same; of half of those only the telling words stay (boil_down)
     ... --more 4000 --rows 260000 --wordings 0.5   the same; half of the prompts to train on come from assets/wordings.tsv
     ... --more 9500 --rows 400000 --wordings 0.7 --lost 0.3 --short --rate 0.001   the same; see `mixed_in`
+    ... --more 4600 --rows 560000 --joined 0.5 --copying 2   the same; see `joined_words`, `more_copying`
     ... --average old/a old/b                              with --fish: the mean of its weights and those of other fish on its way
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
@@ -29,10 +30,13 @@ import random
 import re
 import sys
 import zlib
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
 import notebook
 import torch
 
@@ -128,6 +132,33 @@ def mixed_in(nb, wider, wordings, share, lost=0.0, short=False):
     return replaced(nb, "converse", converse_wider)
 
 
+def joined_words(nb, persona, wordings, share):
+    """While it is open, this share of the made-up words is the beginning of one word and the end of another: "hourglass", not "gelso".
+
+    Such words look like those of other topics, as real unknown words do. The words are those of all prompts to train on. Words that are held
+    out for the exam, and the unknown things of measure.py, are never joined."""
+    texts = [text for name in persona.topics for side in nb.sort_wordings(persona, name)["train"] for text in side]
+    texts += [text for own in wordings.values() for text in own]
+    words = sorted({word for text in texts for word in nb.plain(re.sub(r"@\w+(:\w+)?", "", text)).split() if len(word) > 3 and word.isalpha()})
+    asked = {*measure.WORDS, *(word for pool in persona.held_out_words.values() for word in pool)}
+
+    def make_up_or_join(make_up, known, rng, others=()):
+        if rng.random() < share:
+            first, last = rng.choice(words), rng.choice(words)
+            word = first[:rng.randint(2, len(first))] + last[rng.randint(0, len(last) - 2):]
+            if len(word) <= 14 and word not in asked:
+                return word
+        return make_up(known, rng, others)
+    return replaced(nb, "make_up", make_up_or_join)
+
+
+def more_copying(nb, rows, times, rng):
+    """The conversations whose reply repeats a rare word of the prompt, and of the others one in `times`."""
+    counted = Counter(word for c in rows for word in set(nb.WORD.findall(c.reply)))
+    rare = {word for word, n in counted.items() if n < max(2, len(rows) / 1000)}
+    return [c for c in rows if rare & set(nb.WORD.findall(c.prompt)) & set(nb.WORD.findall(c.reply)) or rng.random() < 1 / times]
+
+
 def stopped(encode_chat, tokenizer, prompt, reply=None):
     """encode_chat; a reply that ends with STOPPED is a beginning: it has no end token, so nothing is learned of what comes after it."""
     ids, loss_mask = encode_chat(tokenizer, prompt, reply and reply.removesuffix(STOPPED))
@@ -173,10 +204,13 @@ def refuse(parser, options):
         parser.error(f"--skip {options.skip} leaves next to nothing of --rows {options.rows}")
     if (options.more or options.average or options.wordings) and not options.fish:
         parser.error("--more, --average and --wordings go with --fish")
-    if not options.more and (options.rows != 60_000 or options.skip or options.scuffed is not None or options.boiled or options.lost or options.short):
-        parser.error("--rows, --skip, --scuffed, --boiled, --lost and --short go with --more")
-    if not all(0 <= share <= 1 for share in (options.scuffed or 0, options.boiled, options.wordings, options.lost)):
+    if not options.more and (options.rows != 60_000 or options.skip or options.scuffed is not None or options.boiled or options.lost or options.short
+                             or options.joined or options.copying != 1):
+        parser.error("--rows, --skip, --scuffed, --boiled, --lost, --short, --joined and --copying go with --more")
+    if not all(0 <= share <= 1 for share in (options.scuffed or 0, options.boiled, options.wordings, options.lost, options.joined)):
         parser.error("a SHARE is a number from 0 to 1")
+    if options.copying < 1:
+        parser.error(f"--copying {options.copying}: give 1 or more")
 
 
 def main():
@@ -194,6 +228,10 @@ def main():
     parser.add_argument("--source", type=Path, nargs="+", default=[WORDINGS], metavar="FILE", help="with --wordings: their files")
     parser.add_argument("--lost", type=float, default=0.0, metavar="SHARE", help="with --wordings: the share of those without some words")
     parser.add_argument("--short", action="store_true", help="with --wordings: of their replies only the first sentence is learned")
+    parser.add_argument("--joined", type=float, default=0.0, metavar="SHARE",
+                        help="with --rows: the share of made-up words that are two halves of known ones (see `joined_words`)")
+    parser.add_argument("--copying", type=float, default=1.0, metavar="TIMES",
+                        help="with --rows: of conversations that repeat no rare word, keep one in so many")
     parser.add_argument("--rate", type=float, default=7.5e-4, help="with --more: the largest learning rate")
     parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")
@@ -218,9 +256,13 @@ def main():
                 nb.SCUFFED = options.scuffed                         # val and unseen are drawn first, and are never scuffed
             if options.boiled:
                 boil_some(nb, persona, options.boiled)
-            with mixed_in(nb, *read_wordings(nb, persona, *options.source), options.wordings, options.lost, options.short):
+            wider, wordings = read_wordings(nb, persona, *options.source)
+            with (mixed_in(nb, wider, wordings, options.wordings, options.lost, options.short),
+                  joined_words(nb, persona, wordings, options.joined)):
                 rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
+            if options.copying > 1:
+                rows["train"] = more_copying(nb, rows["train"], options.copying, random.Random(nb.SEED))
             rows["train"] = [c for c in rows["train"][options.skip:]  # a few long wordings, with an aside, do not fit
                              if len(nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)[0]) - 1 <= model.config.context]
             raw = nb.OUT / f"more-{digest_of_weights(model)}"        # another fish's checkpoint is none of ours
