@@ -107,6 +107,21 @@ def test_each_process_takes_its_own_gpu(gpu, monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_gpu_without_code_in_this_torch(gpu, monkeypatch, capsys):
+    """torch sees it, and the first computation fails: the CPU is used, and that is said."""
+    nb, there, precision = gpu
+    assert nb.pick_device() == "cuda" and not capsys.readouterr().out
+
+    def fails(*size, **options):
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors ...")
+    monkeypatch.setattr(torch, "ones", fails)
+    assert nb.pick_device() == "cpu"
+    said = capsys.readouterr().out
+    assert "(CUDA error: no kernel image is available for execution on the device)." in said and "install a build of torch" in said
+    monkeypatch.setattr(nb, "WORLD", 2)
+    assert nb.pick_device() == "cuda", "of several processes, each tries its own GPU later"
+
+
 # ---- a planted mistake of each kind ----
 
 PLANTED = {  # what CUDA refuses: where it is planted, the line of today, the broken one, what is then called
