@@ -789,6 +789,14 @@ def test_first_sentences_alone(nb, given, persona):
     assert len(names) > 5 and all(re.search(r"\bhello (\w+)[,!]", c.reply)[1] in c.prompt for c in names)
 
 
+def test_unknown_things_come_back_whole(nb, given):
+    """Real words that the script lacks, in frames as people type them: 52 of 60 when the fish was published, and as many but for chance."""
+    things = measure.unknown_things()
+    replies = measure.say(nb, given[0], given[1], [prompt for prompt, _ in things])
+    whole = sum(word in nb.WORD.findall(reply) for (_, word), reply in zip(things, replies))
+    assert len(things) == 60 and whole >= 46
+
+
 def test_joined_words_and_more_copying(nb, persona):
     """--joined and --copying: half of the made-up words are two halves of known ones; what repeats a word comes more often."""
     before = nb.make_dataset(persona, 5_000)
@@ -824,14 +832,14 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     card = (ASSETS / "README.md").read_text(encoding="utf-8")
     for name, share in stored["scores"].items():
         assert f"| {name} | {share:.1%} | {stored['ceiling'][name]:.1%} |" in card
-    assert stored["unread"]["free, fresh"] >= 0.7
+    assert stored["unread"]["free, fresh"] >= 0.72
     assert all(f"| {name} | {share:.1%} | 100.0% |" in card for name, share in stored["unread"].items())
     questions = nb.exam_questions(persona, dataset, 30, nb.SEED)
     scores, _ = nb.grade(persona, dataset, questions, nb.answers(model, tokenizer, questions, nb.SEED))
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 30)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.8 and best["copy"] >= 0.86 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.96 and best["unseen"] >= 0.91 and best["free"] >= 0.8 and best["copy"] >= 0.92 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)
