@@ -116,7 +116,9 @@ def test_smoke_as_a_script_of_another_character_in_another_folder(run_of_rollo):
 
 
 def test_unknown_preset(tmp_path):
-    script = conftest.as_script(tmp_path)
-    run = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True,
+    cells = [cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code"]
+    last = next(i for i, text in enumerate(cells) if "if PRESET not in" in text)
+    (tmp_path / "first_cells.py").write_text("\n\n".join(cells[:last + 1]), encoding="utf-8")
+    run = subprocess.run([sys.executable, "first_cells.py"], cwd=tmp_path, capture_output=True, text=True,
                          env=conftest.environment(GUPPY_PRESET="turbo", MPLBACKEND="Agg"))
     assert run.returncode != 0 and "GUPPY_PRESET is 'turbo'; it can be auto, full or smoke" in run.stderr

@@ -211,18 +211,19 @@ def test_the_blank_is_ready(nb, capsys):
 
 def test_a_script_is_read_in_the_terminal(tmp_path):
     """As README and blank.txt say: a conversation of each topic and the report, or the fault with file and line."""
-    command = [sys.executable, str(notebook.ROOT / "tests/notebook.py")]
-    good = subprocess.run([*command, str(PERSONAS / "blank.txt")], capture_output=True, text=True)
-    assert good.returncode == 0 and good.stdout.count("  ->  ") == 3 and "distinct prompts" in good.stdout
+    def started(path):
+        return subprocess.Popen([sys.executable, str(notebook.ROOT / "tests/notebook.py"), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
     warned = tmp_path / "warned.txt"
     warned.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| this is @name", "| this is a nice day"), encoding="utf-8")
-    told = subprocess.run([*command, str(warned)], capture_output=True, text=True)
-    assert told.returncode == 0 and told.stdout.count("'this is a nice day' brings no @name") == 1, "said once"
     bad = tmp_path / "my.txt"
     bad.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| good to be back", "| Good to be back"), encoding="utf-8")
-    wrong = subprocess.run([*command, str(bad)], capture_output=True, text=True)
-    assert wrong.returncode == 1 and re.search(r"my\.txt, line \d+: 'G' is not in the alphabet .* stands in 'Good'", wrong.stderr), wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    good, told, wrong = [started(path) for path in (PERSONAS / "blank.txt", warned, bad)]              # all at once
+    (fine, _), (said, _), (_, fault) = good.communicate(), told.communicate(), wrong.communicate()
+    assert good.returncode == 0 and fine.count("  ->  ") == 3 and "distinct prompts" in fine
+    assert told.returncode == 0 and said.count("'this is a nice day' brings no @name") == 1, "said once"
+    assert wrong.returncode == 1 and re.search(r"my\.txt, line \d+: 'G' is not in the alphabet .* stands in 'Good'", fault), fault
+    assert "Traceback" not in fault
 
 
 def test_a_character_keeps_its_name_in_the_terminal(tmp_path):
