@@ -122,3 +122,15 @@ def test_unknown_preset(tmp_path):
     run = subprocess.run([sys.executable, "first_cells.py"], cwd=tmp_path, capture_output=True, text=True,
                          env=conftest.environment(GUPPY_PRESET="turbo", MPLBACKEND="Agg"))
     assert run.returncode != 0 and "GUPPY_PRESET is 'turbo'; it can be auto, full or smoke" in run.stderr
+
+
+def test_waiting_threads_give_way():
+    """libgomp reads the variable when torch loads it, so it must stand in the environment before; what a user has set stays."""
+    cell = next(cell["text"] for cell in notebook.cells() if "import torch\n" in cell["text"])
+    before, found, _ = cell.partition("import torch\n")
+    assert found and "torch" not in [word for line in before.splitlines() if not line.startswith("#") for word in re.split(r"\W+", line)]
+    say = "\nimport sys; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    for own, expected in ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"):
+        settings = {name: value for name, value in conftest.environment().items() if name != "GOMP_SPINCOUNT"} | own
+        run = subprocess.run([sys.executable, "-c", before + say], capture_output=True, text=True, check=True, env=settings | {"MPLBACKEND": "Agg"})
+        assert run.stdout.split() == ["False", expected]
