@@ -246,9 +246,7 @@ def main():
     made_of = json.dumps([digest(nb.GUPPY), asdict(recipe), asdict(nb.GuppyConfig(tokenizer.vocab_size))])
     raw = nb.OUT / ("full" if options.steps == 4_000 else f"full-{options.steps}")
     if options.fish:
-        model, own = nb.load_pretrained(options.fish)
-        if own.content() != tokenizer.content():
-            raise SystemExit(f"the fish in {options.fish} was trained on another script: its tokenizer is another")
+        model, tokenizer = nb.load_pretrained(options.fish)          # a fish keeps the tokenizer that it learned with
         history = model.history
         if options.more:
             recipe = nb.Recipe(steps=options.more, every=max(20, options.more // 12), lr=options.rate)
