@@ -21,7 +21,7 @@ MUTANTS = [                                                          # what it b
     ("model: scores divided by D, not by its root", "/ math.sqrt(q.shape[-1]) # (B, H, T, T)", "/ q.shape[-1]"),
     ("model: each token sees the next one", "config.context).tril().bool()", "config.context).tril(1).bool()"),
     ("loop: the loss counts the prompt's last token, not the end", "loss_mask[:, 1:].flatten()", "loss_mask[:, :-1].flatten()"),
-    ("loop: gradients pile up", "optimizer.zero_grad(set_to_none=True)", "optimizer.param_groups"),
+    ("loop: gradients pile up", "run.optimizer.zero_grad()", "run.optimizer.param_groups"),
     ("loop: norms and biases decay too", '"weight_decay": 0.0}', '"weight_decay": recipe.weight_decay}'),
     ("loop: a resumed run throws other dice", "torch.set_rng_state(state", "str(state"),
     ("sampler: temperature off by 5%", "F.softmax(logits / temperature, dim=-1)", "F.softmax(logits / temperature / 1.05, dim=-1)"),

@@ -39,7 +39,7 @@ ASKED = {                                                            # score -> 
     "unseen": "in wordings kept out of training",
     "free": "by writers who had not seen the script",
     "free, fresh": "by other writers; nobody looks at these",
-    "copy": "repeats a word of no training text",
+    "copy": "repeats a word that no training text holds",
     "new": "right, and no copy of a training reply",
 }
 LOSSES = ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself")
