@@ -75,8 +75,8 @@ def with_rows(text, rows):
     known = rows_of(table) | rows
     body = "\n".join(known[name] for name in sorted(known) if (PERSONAS / name).exists() or name in rows)
     asked = ", ".join(f"{name} {share:.0%}" for name, share in NEEDED.items())
-    below = "; ".join(f"`{name}`: {', '.join(missed_by(known[name]))}" for name in sorted(known) if missed_by(known[name]))
-    verdict = f"We ask for {asked}. Below that {f'are {below}' if below else 'is none'}."
+    below = "; ".join(f"`{name}` in {', '.join(missed_by(known[name]))}" for name in sorted(known) if missed_by(known[name]))
+    verdict = f"We ask for {asked}. {f'Not there yet: {below}' if below else 'All reach it'}."
     return f"{before}{BEGIN}\n{HEAD}\n{body}\n\n{verdict}\n{END}{after}"
 
 
