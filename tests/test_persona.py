@@ -248,7 +248,7 @@ def test_the_gallery_says_which_scores_are_below_what_we_ask_for():
     row = "| `rollo.txt` | rollo | 15 | 228 | {} | {} | {} | 65.6% | 328 |"
     assert gallery.missed_by(row.format("95.0%", "75.0%", "60.0%")) == []
     assert gallery.missed_by(row.format("94.9%", "75.0%", "nan%")) == ["seen", "copy"]
-    assert "Not there yet: `ottokar.txt` in seen; `rollo.txt` in unseen." in gallery.with_rows(text, {"rollo.txt": row.format("99.0%", "74.9%", "60.0%")})
+    assert "`rollo.txt` in unseen" in gallery.with_rows(text, {"rollo.txt": row.format("99.0%", "74.9%", "60.0%")})
 
 
 @pytest.mark.parametrize("path", GALLERY, ids=[path.stem for path in GALLERY])
