@@ -147,6 +147,18 @@ def test_split_is_by_wording(nb, persona, dataset):
             assert some and not some & said["train"], (name, wording)
 
 
+def test_users_bring_words_more_often_in_training(nb, persona, dataset):
+    """COPYING times as often as the weights of the script say; val keeps to the script, for floor and exam are its own."""
+    brings = {name for name, topic in persona.topics.items() if any("@" in wording for wording in topic.own)}
+    weight = {name: topic.weight for name, topic in persona.topics.items()}
+    of_them, of_others = (sum(weight[name] for name in names) for names in (brings, weight.keys() - brings))
+    assert {"name", "human_things"} <= brings and not {"water", "love"} & brings
+    for part, times in (("train", nb.COPYING), ("val", 1)):
+        expected = times * of_them / (times * of_them + of_others)
+        n = len(dataset[part])
+        assert abs(sum(c.topic in brings for c in dataset[part]) / n - expected) < 4 * math.sqrt(expected * (1 - expected) / n), part
+
+
 WAYS = HEAD + """@on = do you like *? | tell me about * | so * | what about *? | i love * | i hate * | let us talk about *
 @few = one | two | three | four | five | six | seven | eight
 @how = slowly | gladly | badly | rarely | sadly | nicely | early
