@@ -216,6 +216,38 @@ def test_held_out_words_and_made_up_words_stay_where_they_belong(nb, persona, da
         assert kept and not set(kept) & set(persona.pools[pool])
 
 
+def test_half_of_the_made_up_words_join_two_known_ones(nb, persona, monkeypatch):
+    """The parts come from wordings of training; a word that is held out or known never comes out; Chinese is left alone."""
+    seen = []
+    monkeypatch.setattr(nb, "join_halves", lambda words, rng: seen.append(words) or "frobelglass")
+    rng = random.Random(0)
+    draw, draw_for_training = nb.drawers(persona, rng)
+    brought = [c for c in (draw_for_training(0) for _ in range(3_000)) if c and c.topic in ("name", "music")]
+    replies = [c.reply for c in brought if c.topic == "name" and "nice to wet you, " in c.reply]
+    joined = sum("frobelglass" in reply for reply in replies) / len(replies)
+    expected = nb.MADE_UP * nb.JOINED
+    assert len(replies) > 20 and abs(joined - expected) < 4 * math.sqrt(expected * (1 - expected) / len(replies))
+    assert not any("frobelglass" in draw(use, 0).prompt for use in ("train", "unseen") for _ in range(500))
+    said = {word for name in persona.topics for side in nb.sort_wordings(persona, name)["train"] for text in side for word in nb.plain(text).split()}
+    assert len(seen[0]) > 1_000 and set(seen[0]) <= said and min(map(len, seen[0])) > 3
+    for word in (next(iter(persona.held_out_words.values()))[0], "water"):
+        monkeypatch.setattr(nb, "join_halves", lambda words, rng: word)
+        monkeypatch.setattr(nb, "make_up", lambda words, rng, others=(): "frobel")
+        _, draw_for_training = nb.drawers(persona, rng)
+        replies = [c.reply for c in (draw_for_training(0) for _ in range(2_000)) if c and c.topic == "name"]
+        assert any("frobel" in reply for reply in replies) and not any(word in reply.split(".")[0] for reply in replies)
+    monkeypatch.setattr(nb, "join_halves", None)                      # who called it would fail
+    chinese = nb.read_persona(notebook.ROOT / "assets/personas/alei.txt")
+    assert len(nb.make_dataset(chinese, 4_000)["train"]) == 1_000
+
+
+def test_join_halves(nb):
+    rng = random.Random(0)
+    made = {nb.join_halves(["band", "window"], rng) for _ in range(2_000)}
+    assert {"bandow", "baow", "windownd", "window", "bawindow"} <= made
+    assert all(re.fullmatch("(ba|ban|band|wi|win|wind|windo|window)(nd|and|band|ow|dow|ndow|indow|window)", word) for word in made)
+
+
 def test_boiled_prompts_keep_words_that_tell(nb, persona, monkeypatch):
     """What tests/tools/make_assets.py does to some prompts: words that tell stay, what is put between them tells no topic, and a prompt
     whose word the reply repeats is left alone. What the exam asks stays what it was, and out of training."""
