@@ -89,32 +89,46 @@ def test_what_the_text_says_of_the_stored_run():
     assert "In the stored run *seen* and *unseen* lie closer than that" in text and abs(score["seen"] - score["unseen"]) < 5
     assert "*free* lies much\nlower" in text and score["free"] < min(score["seen"], score["unseen"]) - 10
     grammar = {name: float(share.rstrip("%")) for name, _, share in refresh.exam_rows(notebook.printed())}
-    assert "*new* lies near the value of the grammar" in text and abs(score["new"] - grammar["new"]) < 5
-    assert "In the stored run both hold" in text
-    best, others = ([float(share.rstrip("%")) for share in refresh.last_row(notebook.printed(), name)[1:3]] for name in ("the best four", "four others"))
-    assert others[0] - best[0] > 5, "the later pieces suffer more from the loss of the best"
-    assert others[0] - best[0] > others[1] - best[1], "and more than the other tokens do"
+    assert "*new* lies a little below the value of the grammar" in text and 0 < grammar["new"] - score["new"] < 10
+    names = "none", "the best", "the best four", "four others", "four that look one back", "four early others"
+    off = {name: [float(share.rstrip("%")) for share in refresh.last_row(notebook.printed(), name)[:4]] for name in names}
+    first, later, other, words = ({name: shares[i] for name, shares in off.items()} for i in range(4))
+    assert "In the stored run both hold. The first pieces hardly suffer" in text
+    assert later["four others"] - later["the best four"] > 5, "the later pieces suffer more from the loss of the best"
+    assert later["four others"] - later["the best four"] > other["four others"] - other["the best four"], "and more than the other tokens do"
+    assert first["none"] - first["the best four"] < 5 and words["the best four"] < words["four others"] - 5
+    assert words["none"] - words["the best"] < words["none"] - words["the best four"], "one head alone is missed less"
+    assert "In the stored run the fish copies hardly a word without the first four, and many without the others" in text
+    assert words["four that look one back"] < 10 < 30 < words["four early others"]
+    assert all(part["four early others"] - part["four that look one back"] > 5 for part in (first, later, other))
+    best_four = re.search(r"^the best four .*% +(\d\.\d \d\.\d \d\.\d \d\.\d)$", notebook.printed(), re.M)[1]
+    assert f"off: {[[int(head[0]), int(head[2])] for head in best_four.split()]}" in text, "what section 25 switches off"
     settled = {name: int(number) for name, number in re.findall(r"^(the embedding|block \d) +(\d+)$", notebook.printed(), re.M)}
-    assert "In the stored run about half of them settle after the very first block" in text
-    assert 0.4 < settled["block 0"] / sum(settled.values()) < 0.6
-    assert "In the stored run copying does without them" in text, "the four that look one back"
-    whole, without = (refresh.last_row(notebook.printed(), name) for name in ("none", "four that look one back"))
-    assert all(abs(float(a.rstrip("%")) - float(b.rstrip("%"))) < 5 for a, b in zip(whole[:4], without[:4]))
+    assert "In the stored run more than half of them settle after the very first block" in text
+    assert 0.5 < settled["block 0"] / sum(settled.values()) < 0.9
+    assert "*lucky shell*" in text and "lucky shell" in re.search(r"^you> +what is a telephone\?\nreply> .*\n.*", notebook.printed(), re.M)[0]
+    trace = re.findall(r"^ *[\d,]+ +(0\.\d+) +0\.\d+ +(0\.\d+) +0\.\d+$", notebook.printed(), re.M)
+    assert "The first pieces become right early, when the head named above hardly looks" in text
+    assert next(float(looks) for looks, first in trace if float(first) > 0.7) < 0.1
+    training, validation = map(float, re.search(r"^loss at the end: ([\d.]+) in training, ([\d.]+) in validation", notebook.printed(), re.M).groups())
+    assert "In the stored run blue\nends a little above orange" in text and 0 < training - validation < 0.02
     failures = dict(re.findall(r"^(seen|unseen) +500 +(\d+) +\d+ +\d+$", notebook.printed(), re.M))
     assert "most wrong replies to *seen* and *unseen* belong to another topic" in text
     assert all(int(n) > 0.5 * 500 * (1 - score[name] / 100) for name, n in failures.items()) and len(failures) == 2
     table = re.search(r"^score +32 bits  8 bits\n((?:\S.*%\n)+)", notebook.printed(), re.M)[1]
     rounded = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in table.splitlines()]
-    assert "No score moves by more than three points, and one rises" in text and max(abs(a - b) for a, b in rounded) <= 3.05 and len(rounded) == 5
-    assert sum(b > a for a, b in rounded) == 1
+    assert "Some scores rise and some fall, none by more than four points" in text
+    assert len(rounded) == 5 and max(abs(a - b) for a, b in rounded) <= 4.05 and {b > a for a, b in rounded} == {True, False}
+    minutes = float(re.search(r"9 training: done in ([\d.]+) s", notebook.printed())[1]) / 60
+    assert f"took {minutes:.0f} minutes on two cores" in README
 
 
 def test_what_the_text_says_of_the_words_at_one_place(nb, persona):
-    """Section 10 shows what may come behind *i could eat it*, and says which words the script allows there."""
+    """Section 10 shows what may come in one place of a reply, and says which words the script allows there."""
     text = "\n".join(cell["text"] for cell in notebook.cells())
-    assert "`@how`, holds eleven words" in text and len(persona.pools["how"]) == 11
-    reply = "i love chocolate, whatever it is. i could eat it slowly behind the big rock."
-    assert reply in notebook.printed().replace("\n       ", " ") and "slowly" in persona.pools["how"]
+    assert "`@object`, holds thirty things" in text and len(persona.pools["object"]) == 30
+    assert "␣could | ␣eat | ␣it | ␣slowly | ␣behind | ␣the | ␣big" in squeezed(notebook.printed())
+    assert "the big rock" in persona.pools["object"] and all(thing.startswith("the ") for thing in persona.pools["object"])
 
 
 def test_the_settings_of_the_readme_are_those_of_the_notebook():
