@@ -115,6 +115,10 @@ def test_what_the_text_says_of_the_stored_run():
     failures = dict(re.findall(r"^(seen|unseen) +500 +(\d+) +\d+ +\d+$", notebook.printed(), re.M))
     assert "most wrong replies to *seen* and *unseen* belong to another topic" in text
     assert all(int(n) > 0.5 * 500 * (1 - score[name] / 100) for name, n in failures.items()) and len(failures) == 2
+    rows = re.findall(r"^(\w+) +␣(\w+)[ \w]* +(\d+) +(\d+)$", notebook.printed(), re.M)
+    assert "whose first piece is one letter or two" in text and all(len(first) <= 2 for _, first, _, _ in rows[:4]) and len(rows) == 12
+    assert {row[:2] for row in rows[-2:]} == {("metal", "met"), ("bandit", "band")} and "words such as *metal* and *bandit*" in text
+    assert all(int(came) > 0.7 * int(asked) for _, _, asked, came in rows[:4]) and all(int(came) < 0.2 * int(asked) for _, _, asked, came in rows[-2:])
     table = re.search(r"^score +32 bits  8 bits\n((?:\S.*%\n)+)", notebook.printed(), re.M)[1]
     rounded = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in table.splitlines()]
     assert "Some scores rise and some fall, none by more than four points" in text
