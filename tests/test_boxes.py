@@ -234,7 +234,7 @@ def test_copy_cases_and_their_scores(nb, small):
         with torch.no_grad():
             likeliest = model(torch.tensor([ids]))[0].argmax(-1)
         right += [int(likeliest[t - 1]) == ids[t] for t in range(len(ids)) if counts[t] and not 0 <= t - case.target < case.pieces]
-    assert nb.others_right(model, tokenizer, cases) == pytest.approx(sum(right) / len(right)) and len(right) > 10 * len(cases)
+    assert nb.others_right(model, tokenizer, cases) == pytest.approx(sum(right) / len(right)) and len(right) > 8 * len(cases)
 
 
 def test_the_word_and_the_rest_of_its_reply_are_told_apart(nb, small):

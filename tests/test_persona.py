@@ -17,7 +17,7 @@ PERSONAS = notebook.ROOT / "assets/personas"
 GALLERY = sorted(path for path in PERSONAS.glob("*.txt") if path.stem not in ("blank", "guppy"))
 
 # words of the fish's script that a plot or a table also needs, to say what it shows
-PLAIN = set("""asked other better blocks class count understood future orange plane sentence strong weigh where number could learn temperature copies learning moves healthy library measured thing train words letters feelings needs water""".split())
+PLAIN = set("""asked other better blocks class count understood future orange plane sentence strong weigh where number could learn temperature copies learning moves healthy library measured thing train words letters feelings needs water early""".split())
 
 def words(text):
     return set(re.findall(r"[^\W\d_]+", text.lower().replace("'", "")))
