@@ -17,7 +17,7 @@ WIDTH, FOLDED_WIDTH, LINES, MEAN_WIDTH = 100, 120, 45, 50
 TITLE = re.compile(r"#@title (.+) \(folded, (\d+) lines?\)(: .+)? \{ display-mode: \"form\" \}")
 SHOWS = re.compile(r"#@title (Plot|Table|Picture|Chart|Examples|Show)\b")
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-AGAIN = {"model", "tokenizer", "dataset", "config", "ledger", "history"}      # section 9 may load a fish in place of training one
+AGAIN = {"model", "tokenizer", "dataset", "config", "ledger", "history", "example_ids", "example_mask"}      # section 9 may load a fish in place of training one
 
 
 def code_cells():
