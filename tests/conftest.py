@@ -125,31 +125,41 @@ json.dump(seen, open("plots.json", "w"))
 """
 
 
+def start_as_script(folder, persona, **more):
+    """Start the notebook as a script with a character of assets/personas, in smoke mode and with another OUT: (process, a function that
+    waits for its end and returns what it printed and all texts in its plots)."""
+    (folder / "program").mkdir()
+    script = as_script(folder / "program")
+    with open(folder / "printed", "w") as printed, open(folder / "faults", "w") as faults:
+        run = subprocess.Popen([sys.executable, "-c", SHOWN], cwd=script.parent, stdout=printed, stderr=faults,
+                               env=environment(**more, GUPPY_PRESET="smoke", GUPPY_OUT="../out", MPLBACKEND="Agg",
+                                               GUPPY_PERSONA=str(notebook.ROOT / f"assets/personas/{persona}.txt")))
+
+    def ended():
+        assert run.wait(timeout=600) == 0, (folder / "faults").read_text(encoding="utf-8")[-2_000:]
+        text = re.sub(r"\x1b\[[0-9;]*m", "", (folder / "printed").read_text(encoding="utf-8"))
+        return text, json.loads((script.parent / "plots.json").read_text())
+
+    return run, ended
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Two runs in smoke mode: (folder, the document with its outputs) of the notebook as it stands, through nbclient; and
     (folder that holds out/, what it printed, all texts in its plots) of a script with the other character and another OUT.
 
     They run beside each other, each on a core of its own: that is faster than one after the other on two."""
-    one_core = {"GUPPY_PRESET": "smoke", "OMP_NUM_THREADS": "1"}
     folder = tmp_path_factory.mktemp("rollo")
-    (folder / "program").mkdir()
-    script = as_script(folder / "program")
-    with open(folder / "printed", "w") as printed, open(folder / "faults", "w") as faults:
-        run = subprocess.Popen([sys.executable, "-c", SHOWN], cwd=script.parent, stdout=printed, stderr=faults,
-                               env=environment(**one_core, GUPPY_OUT="../out", MPLBACKEND="Agg",
-                                               GUPPY_PERSONA=str(notebook.ROOT / "assets/personas/rollo.txt")))
+    run, ended = start_as_script(folder, "rollo", OMP_NUM_THREADS="1")
     try:
         document = nbformat.read(notebook.PATH, as_version=4)
         in_jupyter = tmp_path_factory.mktemp("guppy")
         client = NotebookClient(document, timeout=600, resources={"metadata": {"path": str(in_jupyter)}})
-        client.execute(env=environment(**one_core))
-        ended = run.wait(timeout=600)
+        client.execute(env=environment(GUPPY_PRESET="smoke", OMP_NUM_THREADS="1"))
+        printed, plots = ended()
     finally:
         run.kill()                                                   # does nothing to one that has ended
-    assert ended == 0, (folder / "faults").read_text(encoding="utf-8")[-2_000:]
-    text = re.sub(r"\x1b\[[0-9;]*m", "", (folder / "printed").read_text(encoding="utf-8"))
-    return (in_jupyter, document), (folder, text, json.loads((script.parent / "plots.json").read_text()))
+    return (in_jupyter, document), (folder, printed, plots)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ import copy
 import math
 import random
 import re
+import time
 
 import notebook
 import numpy as np
@@ -317,6 +318,45 @@ def test_kinds_of_words(nb, small, persona, dataset, tokenizer):
         groups = nb.kinds_of_words(character, data, reads)
         assert groups and all(len(group) >= 3 for group in groups.values())
         assert (len(groups) > 1) == bool(script), "a script without enough pools shows its common words"
+
+
+def test_words_without_edges(nb):
+    """Where no space stands before a word, its pieces are found without one; single letters are the common words."""
+    persona = nb.read_persona(notebook.ROOT / "assets/personas/alei.txt")
+    dataset = nb.make_dataset(persona, 5_000)
+    tokenizer = nb.BPETokenizer.train(nb.chat_texts(dataset["train"]), nb.VOCABULARY)
+    questions = nb.exam_questions(persona, dataset, 40)
+    cases = nb.copy_cases(tokenizer, questions, gap=persona.gap)
+    assert len(cases) > 20 and nb.copy_cases(tokenizer, questions) == []
+    for case in cases:
+        pieces = tokenizer.encode(case.word)
+        assert case.ids[case.source:case.source + len(pieces)] == pieces == case.ids[case.target:case.target + len(pieces)]
+    words, = nb.kinds_of_words(persona, dataset, tokenizer).values()
+    assert len(words) > 20 and all(len(tokenizer.encode(word)) == 1 for word in words)
+    question = next(q for q in questions if q[0] == "copy" and nb.is_right(persona, q, q[2].reply))
+    wrong = next(text for text in ("云海", "木川", "石风") if text not in question[2].prompt)
+    assert nb.kind_of_failure(persona, question, question[2].reply.replace(question[1], wrong)) == "another word"
+
+
+def test_no_words_to_draw(nb, capsys):
+    nb.plot_words(None, None, {"common words": []})
+    assert "nothing to draw" in capsys.readouterr().out
+
+
+def test_hooks_go_when_a_cell_is_stopped(nb):
+    model = fresh_model(nb, 17)
+    for look in (nb.attention_of, nb.lens):
+        with pytest.raises(ValueError, match="do not fit"):
+            look(model, [5] * 60)
+    assert not any(block._forward_hooks or block._forward_pre_hooks or block.attn.dropout._forward_hooks for block in model.blocks)
+
+
+def test_a_section_is_timed_once(nb, capsys):
+    nb.note_seconds("99 test", started=[time.time() - 5])
+    nb.note_seconds("99 test", started=[time.time() - 50])
+    assert 4 < nb.CLOCK["99 test"] < 10
+    nb.note_seconds("99 test", at_least=100)
+    assert nb.CLOCK.pop("99 test") == 100
 
 
 def test_in_order(nb):

@@ -358,6 +358,12 @@ FAULTS = {
     "an indented remark": ("< hi @name.", "  // now\n< hi @name.", "line 9: '// now' is indented"),
     "a bar between demo prompts": ("@food =", "! demo hello|good day\n@food =", "line 4: a bar between two prompts"),
     "a head line that stands twice": ("@food =", "! demo hello\n! demo good day\n@food =", "line 5: ! demo stands twice"),
+    "a bracket that leaves two spaces": ("good day", "good (fine) day", "line 6: two spaces meet.* in 'good  day' of topic hello"),
+    "a space before a wording": ("good day", "(so) good day", "line 6: two spaces meet, or one stands at the edge, in ' good day'"),
+    "two spaces in the decoration": ("~ ((hey ))*", "~ ((hey ))*( please )", "line 2: two spaces meet, or one stands at the end, in 'x please '"),
+    "a word that is typed as nothing": ("# hello", "~ good =\n# hello", "line 6: the slip 'good' = nothing would leave two spaces"),
+    "letters behind an open slot": ("< hi @name.", "< hi @name's friend.", "line 9: @name's: a word that users bring stands by itself"),
+    "letters behind an open slot of a wording": ("call me @name", "i am @name-like", "line 8: @name-like: a word that users bring"),
     "a remark that is continued": ("# who", "// now\n who\n# who", "line 9: .* that is a remark"),
 }
 
@@ -368,6 +374,19 @@ def test_linter_names_the_fault(nb, old, new, message):
     assert old in GOOD
     with pytest.raises(ValueError, match=message):
         nb.parse_persona(GOOD.replace(old, new, 1))
+
+
+def test_what_may_stand_behind_a_slot(nb):
+    """Signs behind an open one, and letters behind a closed one; nothing of that is refused."""
+    nb.parse_persona(GOOD.replace("?.,", "?.,'").replace("< hi @name.", "< hi @name, and you? | so, @name.").replace("have @food.", "@food's good."))
+    nb.parse_persona(GOOD.replace("~ you = u", "~ ? =").replace("are you in", "are you( all) in?"))
+
+
+def test_vowel_marks_that_few_type(nb):
+    """`normalise` drops them from what people type, so a script may not ask for them."""
+    nb.as_prompts_are("شكرا")
+    with pytest.raises(ValueError, match="stands where people speak"):
+        nb.as_prompts_are("شكر\u064bا")
 
 
 def test_the_head_holds_for_lines_above_it(nb):

@@ -115,6 +115,18 @@ def test_smoke_as_a_script_of_another_character_in_another_folder(run_of_rollo):
     assert len(plots) > 50 and re.search(r"^whole notebook +\d", printed, re.M)
 
 
+def test_smoke_as_a_script_of_a_character_without_spaces(tmp_path):
+    """In Chinese no word has edges: nothing is joined, every letter is a word to the tokenizer, and a word is found without a space."""
+    run, ended = conftest.start_as_script(tmp_path, "alei")
+    try:
+        printed, plots = ended()
+    finally:
+        run.kill()
+    assert (tmp_path / "out/alei.html").is_file() and re.search(r"^whole notebook +\d", printed, re.M)
+    assert "joined  " not in printed and re.search(r"^layer \d, head \d looks back most", printed, re.M), "it repeats words of several pieces"
+    assert any("common words" in text for text in plots), "section 13 draws its letters"
+
+
 def test_unknown_preset(tmp_path):
     cells = [cell["text"] for cell in notebook.cells() if cell["cell_type"] == "code"]
     last = next(i for i, text in enumerate(cells) if "if PRESET not in" in text)

@@ -1,5 +1,6 @@
 """Both tokenizers: any text comes back, and the file means the same to Hugging Face's engine."""
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -171,6 +172,18 @@ def test_surprises_of_the_grammar_add_up(nb, persona, dataset, tokenizer):
         ids, loss_mask = nb.encode_chat(tokenizer, nb.normalise(c.prompt), c.reply)
         assert len(surprises) == sum(loss_mask) and min(surprises) > -1e-9
         assert sum(surprises) == pytest.approx(-nb.log_prob(persona, c.topic, c.prompt, c.reply), rel=1e-6)
+
+
+def test_surprises_where_one_word_begins_another(nb):
+    """After the pieces of *four* either a space may come or the rest of *fourteen*: both are paid for."""
+    persona = nb.parse_persona("! alphabet a-z .\n@n = four | fourteen | six | sixteen\n# a: one | two | three\n< i saw @n @n. | @n it was.\n")
+    tokenizer = nb.BPETokenizer.train(["a four four four six six six"] * 3, 270)
+    beginnings = [tokenizer.encode(" four"), tokenizer.encode(" fourteen")]
+    assert beginnings[1][:len(beginnings[0])] == beginnings[0]
+    for number in ("four", "fourteen", "six", "sixteen"):
+        for reply in (f"i saw {number} {number}.", f"{number} it was."):
+            surprises = nb.grammar_surprise(tokenizer, persona, nb.Conversation("one", reply, "a"))
+            assert sum(surprises) == pytest.approx(-nb.log_prob(persona, "a", "one", reply), rel=1e-6) == pytest.approx(math.log(8))
 
 
 def test_next_words_is_a_distribution(nb, persona, dataset):
