@@ -107,6 +107,7 @@ def test_what_the_text_says_of_the_stored_run():
     settled = {name: int(number) for name, number in re.findall(r"^(the embedding|block \d) +(\d+)$", notebook.printed(), re.M)}
     assert "In the stored run more than half of them settle after the very first block" in text
     assert 0.5 < settled["block 0"] / sum(settled.values()) < 0.9
+    assert "Four settle only after the last one" in text and re.search(r"^block 5 +4$", notebook.printed(), re.M)
     assert "*lucky shell*" in text and "lucky shell" in re.search(r"^you> +what is a telephone\?\nreply> .*\n.*", notebook.printed(), re.M)[0]
     trace = re.findall(r"^ *[\d,]+ +(0\.\d+) +0\.\d+ +(0\.\d+) +0\.\d+$", notebook.printed(), re.M)
     assert "The first pieces become right early, when the head named above hardly looks" in text

@@ -221,17 +221,17 @@ def main():
     parser.add_argument("--more", type=int, default=0, metavar="STEPS", help="with --fish: train it so much further")
     parser.add_argument("--rows", type=int, default=60_000, help="with --more: train on so many conversations; val and unseen stay")
     parser.add_argument("--skip", type=int, default=0, help="with --rows: leave out so many of those to train on, from the first")
-    parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --rows: the share of training prompts typed in a hurry")
-    parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --rows: the share of those of which only telling words stay")
+    parser.add_argument("--scuffed", type=float, metavar="SHARE", help="with --more: the share of training prompts typed in a hurry")
+    parser.add_argument("--boiled", type=float, default=0.0, metavar="SHARE", help="with --more: the share of those of which only telling words stay")
     parser.add_argument("--wordings", type=float, default=0.0, metavar="SHARE",
-                        help="with --rows: the share of training prompts that come from assets/wordings.tsv; the card says so")
+                        help="with --fish: the share of training prompts that come from assets/wordings.tsv; the card says so")
     parser.add_argument("--source", type=Path, nargs="+", default=[WORDINGS], metavar="FILE", help="with --wordings: their files")
     parser.add_argument("--lost", type=float, default=0.0, metavar="SHARE", help="with --wordings: the share of those without some words")
     parser.add_argument("--short", action="store_true", help="with --wordings: of their replies only the first sentence is learned")
     parser.add_argument("--joined", type=float, default=0.0, metavar="SHARE",
-                        help="with --rows: the share of made-up words that are two halves of known ones (see `joined_words`)")
+                        help="with --more: the share of made-up words that are two halves of known ones (see `joined_words`)")
     parser.add_argument("--copying", type=float, default=1.0, metavar="TIMES",
-                        help="with --rows: of conversations that repeat no rare word, keep one in so many")
+                        help="with --more: of conversations that repeat no rare word, keep one in so many")
     parser.add_argument("--rate", type=float, default=7.5e-4, help="with --more: the largest learning rate")
     parser.add_argument("--average", type=Path, nargs="+", default=[], metavar="FOLDER", help="with --fish: the mean of its weights and these")
     parser.add_argument("--blind", action="store_true", help="count the blind half of the free prompts too; do it seldom")

@@ -1,6 +1,6 @@
 """Run the notebook from top to bottom, keep its outputs, and copy what it printed into section 0 and the README.
 
-python tests/tools/refresh.py           runs it (about a quarter of an hour on two cores) and then copies
+python tests/tools/refresh.py           runs it (about an hour with GUPPY_PRESET=full on two cores) and then copies
 python tests/tools/refresh.py --copy    only copies from the outputs that are stored
 
 It prints a line for every section that is done. Pictures are stored with 64 colours.
