@@ -49,10 +49,13 @@ def test_section_0_and_the_readme_are_what_refresh_writes_from_the_stored_run():
 
 
 def test_transcripts_are_those_of_the_stored_run():
-    """The same, not by way of refresh: every line between the fences was printed."""
-    printed = squeezed(notebook.printed()).splitlines()
+    """The same, not by way of refresh: every message and every reply between the fences was printed, wherever its lines break."""
+    def unwrapped(text):
+        return squeezed(re.sub(r"\n {2,}", " ", text)).splitlines()
+
+    printed = unwrapped(notebook.printed())
     for part in stored_parts():
-        lines = [squeezed(line) for block in re.findall(r"```\n(.*?)```", part, re.S) for line in block.splitlines() if line.strip()]
+        lines = [line for block in re.findall(r"```\n(.*?)```", part, re.S) for line in unwrapped(block) if line.strip()]
         assert sum(line.startswith("you> ") for line in lines) >= 5 <= sum(line.startswith("guppy> ") for line in lines)
         assert not [line for line in lines if line not in printed]
 
@@ -196,6 +199,8 @@ whole notebook  975.1
 def test_refresh_copies_whatever_was_printed():
     assert refresh.exam_rows(PRINTED) == [("seen", "99.0%", "100.0%"), ("unseen", "87.4%", "100.0%"), ("free", "61.5%", ""),
                                           ("copy", "nan%", "100.0%"), ("new", "86.7%", "89.0%")]
+    long = "you>   hello  there\nguppy> " + "hello " * 20 + "\n       wrapped here."
+    assert refresh.narrow(long) == "you>   hello there\nguppy>" + " hello" * 13 + "\n       " + "hello " * 7 + "wrapped here."
     assert refresh.transcript(PRINTED, 6) == ["you>   hello\nguppy> hello. that is a long one, which was\n       wrapped here.", "you>   bye\nguppy> bye."]
     text = refresh.results(PRINTED, {"free": "76.1%", "steps": "29,500"})
     for row in ("| *free*: by writers who had not seen the script | 61.5% | 76.1% |  |", "| *seen*: in wordings that training may use | 99.0% |  | 100.0% |", "| training steps | 6,600 | 29,500 |  |", "| minutes of training, on a CPU | 10 |  |  |",

@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def transcript(printed, count):
     return found(rf"^you> {line}\nguppy> {line}$", said_by_the_fish, "a talk with guppy")[:count]
 
 
+def narrow(said):
+    """A message and its reply in lines of 84 columns, which is what a text cell has room for."""
+    turns = re.split(r"\n(?=guppy> )", said)
+    return "\n".join(textwrap.fill(turn[:7] + " ".join(turn[7:].split()), 84, subsequent_indent=" " * 7) for turn in turns)
+
+
 def device_of(printed):
     return found(r"^(?:cuda|mps|cpu), .*", printed, "its device")[0].split(", seed")[0]
 
@@ -182,7 +189,8 @@ def road_map(printed):
     """The first five answers, and the table of section 0."""
     say = figures(printed)
     rows = [f"| {name} | {before.format(**say)} | {after.format(**say)} | {last_row(printed, name)[-1]} |" for name, (before, after) in ROADS.items()]
-    return "\n".join(["```", "\n\n".join(transcript(printed, 5)), "```", "",
+    talk = [narrow(said) for said in transcript(printed, 5)]
+    return "\n".join(["```", "\n\n".join(talk), "```", "",
                       "| section | goes in | comes out | seconds |", "|---|---|---|---|", *rows, "",
                       f"Seconds are those of the run stored here (`{device_of(printed)}`)."])
 
