@@ -208,7 +208,7 @@ def test_the_blank_is_ready(nb, capsys):
     assert sum(map(len, dataset.values())) == 10_000 and len({c.reply for c in dataset["train"]}) > 3_000
     lines = text[text.index("//@thing*"):text.index("//\n//    To copy better")]
     more = nb.parse_persona(text.replace(lines, lines.replace("//", "")))
-    assert list(more.topics) == [*persona.topics, "things"] and capsys.readouterr().out == "", "without their strokes the last lines are a topic"
+    assert list(more.topics) == [*persona.topics, "things"] and capsys.readouterr().out == "", "without their slashes the last lines are a topic"
     assert nb.bare(persona, "hi") in {nb.bare(persona, way) for way in ("hey", "")} and "[hello|hi|hey]" in persona.topics["hello"].own
     assert all(sign in text for sign in ("\n! ", "\n~ ", "\n@", "* =", "\n# ", " x2:", "\n< ", " + ", " |\n", "[", "( "))
 

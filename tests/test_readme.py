@@ -48,6 +48,12 @@ def test_section_0_and_the_readme_are_what_refresh_writes_from_the_stored_run():
     assert section == refresh.road_map(printed)
 
 
+def test_the_talk_of_the_given_fish_is_what_it_says():
+    talk = README[README.index("<!-- given-fish:"):README.index("<!-- given-fish end -->")]
+    talk = talk[talk.index("-->") + 3:].strip()
+    assert talk == refresh.given_talk() and talk.count("\nyou> ") == talk.count("\nguppy> ") == 5
+
+
 def test_transcripts_are_those_of_the_stored_run():
     """The same, not by way of refresh: every message and every reply between the fences was printed, wherever its lines break."""
     def unwrapped(text):

@@ -297,8 +297,12 @@ def main():
     (folder / "fingerprint.json").write_text(json.dumps(fingerprint(nb, model, tokenizer) | {"scores": scores, "ceiling": ceiling,
                                                       "unread": {name: on_card[name] for name in UNREAD.values() if name in on_card}}) + "\n")
     with (folder / "README.md").open("a", encoding="utf-8") as card:
-        card.write("\n*free, fresh* are prompts by other writers, which nobody looks at. Those of *free* were in view while the script was written, "
+        card.write("\n*free, fresh* are prompts by other writers, which nobody reads. Those of *free* were in view while the script was written, "
                    "so that score is too kind.\n")
+        if options.more or options.average:
+            card.write("\nAfter the notebook's training this fish was trained on: the README of the project lists every command. So it met "
+                       "conversations that the notebook does not have, and *new* does not look into those. "
+                       f"Its vocabulary has {tokenizer.vocab_size:,} tokens, and nats per token compare only with those of the same vocabulary.\n")
         if options.wordings:
             card.write(f"\nIn its last steps {options.wordings:.0%} of the prompts came from `assets/{'`, `assets/'.join(path.name for path in options.source)}`, not from the notebook's script.\n")
     page = nb.write_page(model, tokenizer, options.out / "guppy.html", persona.name, persona.demo)

@@ -39,9 +39,9 @@ ASKED = {                                                            # score -> 
     "seen": "in wordings that training may use",
     "unseen": "in wordings kept out of training",
     "free": "by writers who had not seen the script",
-    "free, fresh": "by other writers; nobody looks at these",
+    "free, fresh": "by other writers; nobody reads these",
     "copy": "repeats a word that no training text holds",
-    "new": "right, and no copy of a training reply",
+    "new": "of the right replies to *seen*: no copy of a training reply",
 }
 LOSSES = ("uniform: every token alike", "bigram: after the one before", "our model, validation", "floor: the grammar itself")
 
@@ -203,6 +203,17 @@ def given_fish():
     return {name: f"{share:.1%}" for name, share in shares.items()} | {"steps": f"{last[-1]['step']:,}", "minutes": f"{last[-1]['seconds'] / 60:.0f}"}
 
 
+def given_talk(count=5):
+    """The first messages of section 11 and what the fish of assets/pretrained answers, with the seeds of that section."""
+    nb = notebook.load()
+    model, tokenizer = nb.load_pretrained(notebook.ASSETS)
+    talk = []
+    for seed, message in enumerate(nb.TALK[:count]):
+        reply = textwrap.fill(f"guppy> {nb.chat(message, model, tokenizer, seed=seed)}", 96, subsequent_indent=" " * 7)
+        talk.append(f"you>   {message}\n{reply}")
+    return "\n".join(["```", "\n\n".join(talk), "```"])
+
+
 def results(printed, given):
     """The talk and the tables of the README; `given` is what given_fish returns."""
     steps, = found(r"\((\d+) training steps\)", printed, "its steps")[:1]
@@ -218,9 +229,9 @@ def results(printed, given):
     return "\n".join(["```", "\n\n".join(transcript(printed, 7)), "```", "", *scores, "", *losses, "", *times])
 
 
-def replace(text, new):
+def replace(text, new, begin="<!-- stored-run", end="<!-- end -->"):
     """The text with what stands between the two marks replaced."""
-    start, end = text.index("<!-- stored-run"), text.index("<!-- end -->")
+    start, end = text.index(begin), text.index(end)
     return text[:text.index("-->", start) + 3] + "\n" + new + "\n" + text[end:]
 
 
@@ -232,7 +243,8 @@ def copy():
             cell.source = replace(cell.source, road_map(printed))
     write(document)
     readme = notebook.ROOT / "README.md"
-    readme.write_text(replace(readme.read_text(encoding="utf-8"), results(printed, given_fish())), encoding="utf-8")
+    text = replace(readme.read_text(encoding="utf-8"), results(printed, given_fish()))
+    readme.write_text(replace(text, given_talk(), "<!-- given-fish:", "<!-- given-fish end -->"), encoding="utf-8")
 
 
 if __name__ == "__main__":
