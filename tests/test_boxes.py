@@ -292,6 +292,26 @@ def test_a_planted_head_that_looks_one_back_is_found(nb, small):
     assert max(others) < 0.5
 
 
+def test_heads_are_switched_off_beside_others_of_their_layer(nb, small):
+    """The rows of the table with heads off: the pair that looks one back, and beside it a pair of the same layers; no pair in a model
+    that has none."""
+    persona, dataset, tokenizer = small
+    questions = nb.exam_questions(persona, dataset, 60)
+    cases = nb.copy_cases(tokenizer, questions)[:2]
+    asked = [question for question in questions if question[0] == "copy"][:1]
+    model = fresh_model(nb, 17, vocab_size=tokenizer.vocab_size, context=128)
+    looks = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.0, 0.0], [0.6, 0.9, 0.7, 0.8]])
+    back = torch.tensor([[0.9, 0.1, 0.8, 0.3], [0.0, 0.1, 0.2, 0.3], [1.0, 1.0, 1.0, 1.0]])
+    rows = {name: heads for name, *_, heads in nb.heads_table(model, tokenizer, persona, cases, looks, back, asked)}
+    assert rows["the best"] == "2.1" and rows["the best four"] == "2.1 2.3 2.2 2.0"
+    assert rows["two that look one back"] == "0.0 0.2" and rows["two beside them"] == "0.1 0.3"
+    off = {name: shares for name, *shares, _ in nb.heads_table(model, tokenizer, persona, cases, looks, back, asked)}
+    assert len(off) == 7 and len(off["none"]) == 4
+    narrow = fresh_model(nb, 17, vocab_size=tokenizer.vocab_size, context=128, layers=1)
+    rows = [name for name, *_ in nb.heads_table(narrow, tokenizer, persona, cases, looks[:1], back[:1], asked)]
+    assert "two that look one back" not in rows and "two beside them" not in rows
+
+
 def test_on_a_plane(nb):
     """PCA of unit vectors: the two directions of largest variance, whatever the lengths and the signs."""
     torch.manual_seed(18)

@@ -299,8 +299,8 @@ def main():
     with (folder / "README.md").open("a", encoding="utf-8") as card:
         card.write("\n*free, fresh* are prompts by other writers, which nobody reads. Those of *free* were in view while the script was written, "
                    "so that score is too kind.\n")
-        if options.more or options.average:
-            card.write("\nAfter the notebook's training this fish was trained on: the README of the project lists every command. So it met "
+        if history[-1]["step"] > options.steps:
+            card.write("\nAfter the notebook's training, that of this fish went on; the README of the project lists every command. So it met "
                        "conversations that the notebook does not have, and *new* does not look into those. "
                        f"Its vocabulary has {tokenizer.vocab_size:,} tokens, and nats per token compare only with those of the same vocabulary.\n")
         if options.wordings:
