@@ -217,7 +217,7 @@ def given_talk(count=5):
 def results(printed, given):
     """The talk and the tables of the README; `given` is what given_fish returns."""
     steps, = found(r"\((\d+) training steps\)", printed, "its steps")[:1]
-    minutes = float(last_row(printed, "9 training")[-1]) / 60
+    minutes = float(found(r"tokens in ([\d.]+) min of training", printed, "its minutes of training")[0])
     rows = [(name, ours, given.get(name, ""), grammar) for name, ours, grammar in exam_rows(printed)]
     rows.insert(1 + [name for name, *_ in rows].index("free"), ("free, fresh", "", given.get("free, fresh", ""), ""))
     rows = [(f"*{name}*: {ASKED.get(name, '')}", *shares) for name, *shares in rows]
