@@ -138,7 +138,7 @@ def test_what_the_text_says_of_the_stored_run():
     rounded = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in table.splitlines()]
     assert "Some scores rise and some fall, none by more than four points" in text
     assert len(rounded) == 5 and max(abs(a - b) for a, b in rounded) <= 4.05 and {b > a for a, b in rounded} == {True, False}
-    minutes = float(re.search(r"9 training: done in ([\d.]+) s", notebook.printed())[1]) / 60
+    minutes = float(re.search(r" tokens in ([\d.]+) min of training", notebook.printed())[1])
     assert f"took {minutes:.0f} minutes on two cores" in README
 
 
@@ -179,6 +179,7 @@ def test_the_benchmark_table_is_that_of_the_stored_curves():
 # ---- refresh ----
 
 PRINTED = """cpu, bfloat16, preset auto (6600 training steps), seed 0, Python 3.11
+9,600,123 tokens in 8.2 min of training
 you>   hello
 guppy> hello. that is a long one, which was
        wrapped here.
@@ -213,7 +214,7 @@ def test_refresh_copies_whatever_was_printed():
     assert refresh.narrow(long) == "you>   hello there\nguppy>" + " hello" * 13 + "\n       " + "hello " * 7 + "wrapped here."
     assert refresh.transcript(PRINTED, 6) == ["you>   hello\nguppy> hello. that is a long one, which was\n       wrapped here.", "you>   bye\nguppy> bye."]
     text = refresh.results(PRINTED, {"free": "76.1%", "steps": "29,500"})
-    for row in ("| *free*: by writers who had not seen the script | 61.5% | 76.1% |  |", "| *seen*: in wordings that training may use | 99.0% |  | 100.0% |", "| training steps | 6,600 | 29,500 |  |", "| minutes of training, on a CPU | 10 |  |  |",
+    for row in ("| *free*: by writers who had not seen the script | 61.5% | 76.1% |  |", "| *seen*: in wordings that training may use | 99.0% |  | 100.0% |", "| training steps | 6,600 | 29,500 |  |", "| minutes of training, on a CPU | 8 |  |  |",
                 "| our model, validation | 0.360 |", "| bigram: after the one before | 2.346 |", "| 9 training | 576.1 |",
                 "| seconds of the stored run: cpu, bfloat16, preset auto (6600 training steps) | |", "| whole notebook | 975.1 |"):
         assert row in text.splitlines()
