@@ -790,7 +790,7 @@ def test_first_sentences_alone(nb, given, persona):
 
 
 def test_unknown_things_come_back_whole(nb, given):
-    """Real words that the script lacks, in frames as people type them: 55 of 60 when the fish was published. Here half of
+    """Real words that the script lacks, in frames as people type them: 57 of 60 when the fish was published. Here half of
     them are asked, to save time; seven in ten must come back."""
     things = measure.unknown_things()[:30]
     replies = measure.say(nb, given[0], given[1], [prompt for prompt, _ in things])
@@ -833,14 +833,14 @@ def test_the_exam_of_the_assets(nb, given, persona, dataset):
     card = (ASSETS / "README.md").read_text(encoding="utf-8")
     for name, share in stored["scores"].items():
         assert f"| {name} | {share:.1%} | {stored['ceiling'][name]:.1%} |" in card
-    assert stored["unread"]["free, fresh"] >= 0.75
+    assert stored["unread"]["free, fresh"] >= 0.77
     assert all(f"| {name} | {share:.1%} | 100.0% |" in card for name, share in stored["unread"].items())
     questions = nb.exam_questions(persona, dataset, 30, nb.SEED)
     scores, _ = nb.grade(persona, dataset, questions, nb.answers(model, tokenizer, questions, nb.SEED))
     for name, share in stored["scores"].items():
         assert math.isclose(scores[name], share, abs_tol=0.01 + 3 * math.sqrt(share * (1 - share) / 30)), (name, scores[name], share)
     best = stored["scores"]
-    assert best["seen"] >= 0.97 and best["unseen"] >= 0.92 and best["free"] >= 0.84 and best["copy"] >= 0.94 and best["new"] >= 0.9 * stored["ceiling"]["new"]
+    assert best["seen"] >= 0.98 and best["unseen"] >= 0.92 and best["free"] >= 0.84 and best["copy"] >= 0.94 and best["new"] >= 0.9 * stored["ceiling"]["new"]
     last = model.history[-1]
     assert f"{last['step']:,} steps, {last['tokens']:,} tokens, validation loss {last['val']:.3f}" in card
     assert math.isclose(nb.evaluate(model, tokenizer, dataset["val"][:500]), last["val"], abs_tol=0.005)
