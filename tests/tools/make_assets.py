@@ -11,6 +11,7 @@ python tests/tools/make_assets.py --fish out/guppy --more 1500   the same after 
     ... --more 4000 --rows 260000 --wordings 0.5   the same; half of the prompts to train on come from assets/wordings.tsv
     ... --more 9500 --rows 400000 --wordings 0.7 --lost 0.3 --short --rate 0.001   the same; see `mixed_in`
     ... --more 4600 --rows 560000 --joined 0.5 --copying 2   the same; see `joined_words`, `more_copying`
+    ... --more 4500 --rows 385000 --strange 0.03   the same; see `strange_letters`
     ... --average old/a old/b                              with --fish: the mean of its weights and those of other fish on its way
     ... --blind                                            the card also gives the blind half of the free prompts
 python tests/tools/make_assets.py --steps 60 --out out/x   the same, quickly and elsewhere, to see that it works
@@ -29,6 +30,7 @@ import math
 import random
 import re
 import sys
+import unicodedata
 import zlib
 from collections import Counter
 from dataclasses import asdict, replace
@@ -152,6 +154,29 @@ def joined_words(nb, persona, wordings, share):
     return replaced(nb, "make_up", make_up_or_join)
 
 
+def strange_letters(nb, share):
+    """While it is open, this share of the prompts to train on holds letters, numbers or signs from anywhere in Unicode, between its words.
+
+    One in four of them holds nothing else, if no reply of the topic repeats a word. The replies stay as they are: so the fish learns to say nothing of what it
+    cannot read. The signs that measure.py asks with are never drawn."""
+    signs = {}
+    for sign in map(chr, range(0xa1, 0x1fb00)):
+        if unicodedata.category(sign)[0] in "LNS" and nb.normalise(sign) == sign and sign not in "".join(measure.ODD):
+            signs.setdefault(unicodedata.category(sign), []).append(sign)
+    kinds = sorted(signs)
+
+    def converse_strangely(converse, persona, topic, wording, rng, draw_user_word=None):
+        c = converse(persona, topic, wording, rng, draw_user_word)
+        if not (share and draw_user_word and rng.random() < share):
+            return c
+        some = [" " * rng.randint(0, 1) + rng.choice(signs[rng.choice(kinds)]) for _ in range(rng.randint(1, 3))]
+        repeats = any("@" in own for own in persona.topics[topic].own)
+        words = c.prompt.split() if repeats or rng.random() < 0.75 else []
+        place = rng.randint(0, len(words))
+        return c._replace(prompt=nb.normalise(" ".join([*words[:place], "".join(some).strip(), *words[place:]])))
+    return replaced(nb, "converse", converse_strangely)
+
+
 def more_copying(nb, rows, times, rng):
     """The conversations whose reply repeats a rare word of the prompt, and of the others one in `times`."""
     counted = Counter(word for c in rows for word in set(nb.WORD.findall(c.reply)))
@@ -205,9 +230,9 @@ def refuse(parser, options):
     if (options.more or options.average or options.wordings) and not options.fish:
         parser.error("--more, --average and --wordings go with --fish")
     if not options.more and (options.rows != 60_000 or options.skip or options.scuffed is not None or options.boiled or options.lost or options.short
-                             or options.joined or options.copying != 1):
-        parser.error("--rows, --skip, --scuffed, --boiled, --lost, --short, --joined and --copying go with --more")
-    if not all(0 <= share <= 1 for share in (options.scuffed or 0, options.boiled, options.wordings, options.lost, options.joined)):
+                             or options.joined or options.strange or options.copying != 1):
+        parser.error("--rows, --skip, --scuffed, --boiled, --lost, --short, --joined, --strange and --copying go with --more")
+    if not all(0 <= share <= 1 for share in (options.scuffed or 0, options.boiled, options.wordings, options.lost, options.joined, options.strange)):
         parser.error("a SHARE is a number from 0 to 1")
     if options.copying < 1:
         parser.error(f"--copying {options.copying}: give 1 or more")
@@ -230,6 +255,8 @@ def main():
     parser.add_argument("--short", action="store_true", help="with --wordings: of their replies only the first sentence is learned")
     parser.add_argument("--joined", type=float, default=0.0, metavar="SHARE",
                         help="with --more: the share of made-up words that are two halves of known ones (see `joined_words`)")
+    parser.add_argument("--strange", type=float, default=0.0, metavar="SHARE",
+                        help="with --more: the share of training prompts with letters from anywhere in Unicode (see `strange_letters`)")
     parser.add_argument("--copying", type=float, default=1.0, metavar="TIMES",
                         help="with --more: of conversations that repeat no rare word, keep one in so many")
     parser.add_argument("--rate", type=float, default=7.5e-4, help="with --more: the largest learning rate")
@@ -256,7 +283,7 @@ def main():
                 boil_some(nb, persona, options.boiled)
             wider, wordings = read_wordings(nb, persona, *options.source)
             with (mixed_in(nb, wider, wordings, options.wordings, options.lost, options.short),
-                  joined_words(nb, persona, wordings, options.joined)):
+                  joined_words(nb, persona, wordings, options.joined), strange_letters(nb, options.strange)):
                 rows = nb.make_dataset(persona, options.rows, nb.SEED)   # with the same share it begins with those of `dataset`
             assert rows["val"] == dataset["val"] and rows["unseen"] == dataset["unseen"]
             if options.copying > 1:
