@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import linecache
+import random
 import re
 import sys
 import types
@@ -64,8 +65,14 @@ def own_character(guppy, path, train):
         report = () if train else [*guppy.persona_report(path, 10_000, guppy.SEED)]
     guppy.try_script(str(path))
     if not train:
+        print("\nothers, drawn anew each time:")
+        for name, topic in persona.topics.items():
+            drawn = guppy.converse(persona, name, random.choice(list(topic.wordings)), random.Random())
+            guppy.print_wrapped(f"{drawn.prompt}  ->  {drawn.reply}", "    ")
         print()
         guppy.show_table(("before training", "number", "remark"), *report)
+        warned = any(what.startswith("warning") for what, _, _ in report)
+        print(f"\nNo fault, {'and the warnings are advice' if warned else 'no warning'}. Next: python tests/notebook.py {path} --train")
         return
     folder = guppy.OUT / f"{path.stem}-small"
     folder.parent.mkdir(parents=True, exist_ok=True)

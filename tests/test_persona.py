@@ -357,6 +357,16 @@ def test_report_of_a_script_with_faults_to_find(nb, tmp_path, capsys):
     assert rows["warning: misplaced by a word counter"][1].startswith("of 11;")
 
 
+@pytest.mark.parametrize("replies,lacks", [
+    ("@who @x. | @x, @who. + @x. |", False), ("@x. + @who @x.", False), ("@Who @x. | [so|well], @who.", False),
+    ("@who @x. | @x.", True), ("@x. + @who @x. |", True), ("@x( @who). + @x.", True), ("@other:who @x.", True)])
+def test_report_of_replies_that_lack_the_users_word(nb, replies, lacks):
+    head, _ = THIN.split("# who:")
+    script = f"{head}# who: i am @who | my name is @who | so i am @who\n< {replies}\n"
+    rows = {what: (number, where) for what, number, where in nb.persona_report(script, 3_200)}
+    assert rows.get("warning: replies that may lack the user's word") == ((1, "who") if lacks else None)
+
+
 def test_wordings_that_will_be_understood_badly(nb):
     persona = nb.parse_persona(THIN)
     found = {wording: (topic, guess, word, once) for _, wording, topic, guess, word, once in nb.misleading_wordings(persona)}
