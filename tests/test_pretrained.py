@@ -826,6 +826,14 @@ def test_the_page_holds_the_same_fish(nb, given, persona, tmp_path):
     assert page.read_text(encoding="utf-8") == (notebook.ROOT / "assets/guppy.html").read_text(encoding="utf-8")
 
 
+def test_odd_letters_leave_no_broken_bytes(nb, given):
+    """Emoji, signs and other alphabets, each asked four times: every reply is made of whole letters."""
+    model, tokenizer, _ = given
+    prompts = measure.ODD * 4
+    broken = [(prompt, reply) for prompt, reply in zip(prompts, measure.say(nb, model, tokenizer, prompts)) if "\ufffd" in reply or not reply]
+    assert not broken
+
+
 def test_the_exam_of_the_assets(nb, given, persona, dataset):
     """The card has the scores of 500 questions of each kind, as tests/tools/make_assets.py computed them. Of these the first 30 are asked
     again: the shares must be those of the card, but for the chance that lies in 30 answers (three standard errors, and a point)."""
