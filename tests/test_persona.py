@@ -214,7 +214,7 @@ def test_the_blank_is_ready(nb, capsys):
 
 
 def test_a_script_is_read_in_the_terminal(tmp_path):
-    """As README and blank.txt say: a conversation of each topic and the report, or the fault with file and line."""
+    """As README and blank.txt say: two conversations of each topic and the report, or the fault with file and line."""
     def started(path):
         return subprocess.Popen([sys.executable, str(notebook.ROOT / "tests/notebook.py"), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -224,7 +224,8 @@ def test_a_script_is_read_in_the_terminal(tmp_path):
     bad.write_text((PERSONAS / "blank.txt").read_text(encoding="utf-8").replace("| good to be back", "| Good to be back"), encoding="utf-8")
     good, told, wrong = [started(path) for path in (PERSONAS / "blank.txt", warned, bad)]              # all at once
     (fine, _), (said, _), (_, fault) = good.communicate(), told.communicate(), wrong.communicate()
-    assert good.returncode == 0 and fine.count("  ->  ") == 3 and "distinct prompts" in fine
+    assert good.returncode == 0 and fine.count("  ->  ") == 6 and "distinct prompts" in fine, "two of each topic"
+    assert "No fault, no warning. Next: python tests/notebook.py" in fine and "the warnings are advice" in said
     assert told.returncode == 0 and said.count("'this is a nice day' brings no @name") == 1, "said once"
     assert wrong.returncode == 1 and re.search(r"my\.txt, line \d+: 'G' is not in the alphabet .* stands in 'Good'", fault), fault
     assert "Traceback" not in fault
