@@ -798,6 +798,24 @@ def test_unknown_things_come_back_whole(nb, given):
     assert len(things) == 30 and whole >= 21
 
 
+def test_strange_letters(nb, persona):
+    """Of the prompts to train on all hold signs from outside the alphabet, and in some topics some hold nothing else; nothing is drawn of what
+    measure.py asks. The exam's prompts and all replies stay as they are."""
+    plain = nb.make_dataset(persona, 4_000, 0)
+    with make_assets.strange_letters(nb, 1.0):
+        strange = nb.make_dataset(persona, 4_000, 0)
+    letters = set(persona.head["alphabet"]) | {" "}
+    assert strange["val"] == plain["val"] and strange["unseen"] == plain["unseen"]
+    for c in strange["train"]:
+        outside = set(c.prompt) - letters
+        assert outside and c.prompt == nb.normalise(c.prompt) and set(c.reply) <= letters | set(c.prompt)
+    assert not {sign for c in strange["train"] for sign in c.prompt if ord(sign) > 0x250} & set("".join(measure.ODD)), "made-up words are Latin"
+    alone = {c.topic for c in strange["train"] if not set(c.prompt) & set("aeiou")}
+    assert alone and not any("@" in wording for name in alone for wording in persona.topics[name].own)
+    with make_assets.strange_letters(nb, 0.0):
+        assert nb.make_dataset(persona, 4_000, 0) == plain
+
+
 def test_joined_words_and_more_copying(nb, persona):
     """--joined and --copying: half of the made-up words are two halves of known ones; what repeats a word comes more often."""
     before = nb.make_dataset(persona, 5_000)
